@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from guest_kernels import Guest, kernels, missing_line
+from tests.require import require
 
 QEMU = "qemu-system-i386"
 # isa-debug-exit ends QEMU with (value << 1) | 1; a triple fault under -no-reboot ends it with 0.
@@ -36,9 +36,7 @@ def status_of(qemu_status: int) -> int:
 @pytest.mark.parametrize("guest", kernels().values(), ids=lambda guest: guest.name)
 def test_passes_on_qemu(guest: Guest, tmp_path: Path) -> None:
     """Status and console lines are those of guests.toml, in every run of the guest."""
-    if not shutil.which(QEMU):
-        assert "CI" not in os.environ, f"{QEMU} must be installed where CI is set"
-        pytest.skip(f"{QEMU} is not installed")
+    require(QEMU)
     disk = tmp_path / "disk.img" if guest.disk_bytes else None
     if disk and guest.disk_bytes:
         disk.touch()
