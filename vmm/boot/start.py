@@ -1,0 +1,66 @@
+"""What a loader leaves behind: the state in which a guest's virtual CPU starts.
+
+Knows the machine state that multiboot promises. Knows no virtual CPU: whoever builds one copies these values into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from vmm.boot.symbols import Symbols
+
+# The descriptors that a kernel finds loaded, in the layout that QEMU's `-kernel` leaves: kernels that reload a segment register before
+# they load a GDT of their own are common among first attempts, and they work there.
+CODE_SELECTOR: Final = 0x08
+DATA_SELECTOR: Final = 0x10
+GDT: Final = b"".join(
+    descriptor.to_bytes(8, "little")
+    for descriptor in (
+        0,
+        0x00CF_9B00_0000_FFFF,  # flat 32-bit code, accessed
+        0x00CF_9300_0000_FFFF,  # flat 32-bit data, accessed
+        0x0000_9E00_0000_FFFF,  # 16-bit code, for kernels that go back to real mode
+        0x0000_9200_0000_FFFF,  # 16-bit data
+    )
+)
+# A little below where QEMU's loader leaves ESP. Multiboot promises no stack; kernels that forget to set one up work there all the same.
+STACK: Final = 0x6F00
+
+
+class Memory(Protocol):
+    """Guest-physical memory as the loader sees it: `size` bytes from guest-physical address 0."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, gpa: int, size: int) -> bytes: ...
+
+    def write(self, gpa: int, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first state of a guest: protected mode, flat 32-bit segments, paging off, A20 open, IF=0 (Multiboot 0.6.96, 3.2 "Machine state").
+
+    `entry` is the first EIP: with paging off and flat segments, a guest-physical address. `kind` is "multiboot", "elf" or "flat".
+    The GDT of `gdt_limit + 1` bytes lies in guest memory at `gdt_base`; CS is `cs`, every data segment and SS is `ds`, and a limit of
+    4 GiB is loaded in each. No IDT is set up: an exception before the guest loads one is its triple fault.
+    """
+
+    entry: int
+    kind: str
+    symbols: Symbols
+    gdt_base: int
+    gdt_limit: int = len(GDT) - 1
+    cs: int = CODE_SELECTOR
+    ds: int = DATA_SELECTOR
+    eax: int = 0
+    ebx: int = 0
+    ecx: int = 0
+    edx: int = 0
+    esi: int = 0
+    edi: int = 0
+    ebp: int = 0
+    esp: int = STACK
+    eflags: int = 2
