@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vmm.boot import elf
 from vmm.boot.layout import EBDA, HIGH, PAGE, Layout
@@ -28,8 +27,7 @@ _ROM: Final = (0xF_0000, 0x1_0000)
 _BIOS_FLASH: Final = (0xFFFC_0000, 0x4_0000)
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """A boot module at guest-physical `gpa`, `size` bytes, with the string that the kernel is told."""
 
     gpa: int
@@ -37,8 +35,7 @@ class Module:
     text: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ElfSections:
+class ElfSections(NamedTuple):
     """The kernel's section headers as the kernel is told them: loaded symbol and string tables have their address in them."""
 
     headers: bytes

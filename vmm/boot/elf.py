@@ -2,14 +2,13 @@
 
 Knows the file format (System V ABI, "Object Files", and its Intel386 supplement). Knows nothing of memory or of multiboot.
 
-Read here with `struct`, because importing pyelftools takes about 55 ms, which is most of what `vmm run hello` may take on top of Python.
+Read here with `struct`, because importing pyelftools takes about 55 ms, which is much of what `vmm run hello` may take on top of Python.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vmm.errors import InputError
 
@@ -40,8 +39,7 @@ _OTHER_TYPES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """One PT_LOAD entry: file bytes [offset, offset + filesz) go to guest-physical `paddr`, zeros follow up to `memsz` bytes."""
 
     offset: int
@@ -52,8 +50,7 @@ class Segment:
     executable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """One section header; only the fields in use. `offset` and `size` are bytes in the file, `addr` is where the section is linked."""
 
     kind: int
@@ -63,8 +60,7 @@ class Section:
     link: int
 
 
-@dataclass(frozen=True, slots=True)
-class Elf:
+class Elf(NamedTuple):
     """A checked image: every segment lies inside the file. `section_headers` is the raw table, empty when the file has no sound one."""
 
     entry: int

@@ -6,11 +6,11 @@ Knows ranges of guest-physical addresses and which of them a PC has as memory. K
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vmm.boot.image import mib
-from vmm.boot.start import STACK, Memory
+from vmm.boot.start import STACK
+from vmm.bus import Memory
 from vmm.errors import InputError
 
 PAGE: Final = 0x1000
@@ -26,8 +26,7 @@ _ADDRESS_SPACE: Final = 1 << 32
 _ZEROS: Final = bytes(1 << 20)
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     gpa: int
     data: bytes
     size: int  # bytes; zeros follow `data`

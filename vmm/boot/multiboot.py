@@ -6,8 +6,7 @@ Knows Multiboot 0.6.96, 3.1 "OS image format". Knows nothing of memory or of the
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vmm.errors import InputError
 
@@ -26,8 +25,7 @@ _FIXED: Final = struct.Struct("<3I")
 _PLACES: Final = struct.Struct("<5I")
 
 
-@dataclass(frozen=True, slots=True)
-class Flat:
+class Flat(NamedTuple):
     """The part of an image that its header says to load as it is: file bytes [offset, offset + size) to `gpa`, then zeros up to `total` bytes."""
 
     offset: int
@@ -37,8 +35,7 @@ class Flat:
     entry: int
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A checked header. `flat` is set when the header gives addresses; then they count and not the ELF headers (bit 16)."""
 
     video: bool

@@ -6,7 +6,7 @@ Knows the machine state that multiboot promises. Knows no virtual CPU: whoever b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from vmm.boot.symbols import Symbols
 
@@ -26,17 +26,6 @@ GDT: Final = b"".join(
 )
 # A little below where QEMU's loader leaves ESP. Multiboot promises no stack; kernels that forget to set one up work there all the same.
 STACK: Final = 0x6F00
-
-
-class Memory(Protocol):
-    """Guest-physical memory as the loader sees it: `size` bytes from guest-physical address 0."""
-
-    @property
-    def size(self) -> int: ...
-
-    def read(self, gpa: int, size: int) -> bytes: ...
-
-    def write(self, gpa: int, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,142 @@
+"""Downloads the Debian kernels that tests run as guests, and says where each one is.
+
+Knows packages and the files in them; uses apt-get and dpkg-deb, which verify what they download. Knows nothing of how a guest is run.
+The folder is `guests/` at the project's root, or what environment VMM_GUESTS names; it is kept out of git.
+
+    python -m tools.fetch_guests [DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vmm.errors import InputError
+
+_DEFAULT: Final = Path(__file__).resolve().parent.parent / "guests"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A Debian package (as apt names it) and the one file in it that is the guest: a glob pattern below the package's root."""
+
+    package: str
+    pattern: str
+    what: str
+
+    @property
+    def folder(self) -> str:
+        """Where it is unpacked, below the guests' folder."""
+        return self.package.partition(":")[0]
+
+
+GUESTS: Final[Mapping[str, Package]] = {
+    "gnumach": Package("gnumach-image-1.8-486:i386", "boot/gnumach-1.8-486.gz", "GNU Mach 1.8, multiboot"),
+    "gnumach-xen": Package("gnumach-image-1.8-xen-486:i386", "boot/gnumach-1.8-xen-486.gz", "GNU Mach 1.8 as a 32-bit PAE Xen guest"),
+}
+
+
+def guests_folder() -> Path:
+    """The folder that `guest` looks in."""
+    named = os.environ.get("VMM_GUESTS")
+    return Path(named) if named else _DEFAULT
+
+
+def guest(name: str, folder: Path | None = None) -> Path | None:
+    """The kernel file of guest `name`, or None when it has not been downloaded. Raises InputError for a name that is not in GUESTS."""
+    if name not in GUESTS:
+        raise InputError(f"{name}: no such guest (there are {', '.join(GUESTS)})")
+    entry = GUESTS[name]
+    found = sorted(((folder or guests_folder()) / entry.folder).glob(entry.pattern))
+    return found[-1] if found else None
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """The kernel file of guest `name` in `folder`, downloaded unless it is there. Raises InputError when it cannot be had."""
+    present = guest(name, folder)
+    if present is not None:
+        return present
+    entry = GUESTS[name]
+    # A folder of its own beside the others: a download that stops half-way leaves nothing that looks whole.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+        _run(entry.package, ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", entry.package], scratch)
+        archives = list(Path(scratch).glob("*.deb"))
+        if len(archives) != 1:
+            raise InputError(f"{entry.package}: apt-get download left {len(archives)} packages instead of one")
+        unpacked = Path(scratch) / "unpacked"
+        _run(entry.package, ["dpkg-deb", "-x", str(archives[0]), str(unpacked)], scratch)
+        if not list(unpacked.glob(entry.pattern)):
+            raise InputError(f"{entry.package}: {archives[0].name} has no {entry.pattern}")
+        shutil.rmtree(folder / entry.folder, ignore_errors=True)
+        unpacked.rename(folder / entry.folder)
+    fetched = guest(name, folder)
+    if fetched is None:
+        raise InputError(f"{entry.package}: vanished from {folder} while it was unpacked")
+    return fetched
+
+
+def prepare() -> None:
+    """Makes apt know i386 packages. Raises InputError when it does not and we may not change that."""
+    for tool in ("apt-get", "dpkg-deb", "dpkg"):
+        if shutil.which(tool) is None:
+            raise InputError(f"{tool}: not installed: the guests are Debian packages, fetch them on a Debian machine")
+    architectures = _run("dpkg", ["dpkg", "--print-architecture"]) + _run("dpkg", ["dpkg", "--print-foreign-architectures"])
+    if "i386" in architectures.split():
+        return
+    if os.geteuid() != 0:
+        raise InputError("i386: apt has no i386 packages; as root: dpkg --add-architecture i386 && apt-get update")
+    _run("i386", ["dpkg", "--add-architecture", "i386"])
+    with suppress(InputError):  # a mirror in the middle of an update fails one list of many: what is then missing, the download names
+        _run("i386", ["apt-get", "-q", "update"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit status is 0 when every guest is there, else 2 after one line for each that is not."""
+    parser = argparse.ArgumentParser(prog="python -m tools.fetch_guests", description="Download the Debian kernels that tests run as guests.")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="where to (default: $VMM_GUESTS, else guests/)")
+    folder: Path = parser.parse_args(arguments).folder or guests_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(guest(name, folder) is None for name in GUESTS):
+            prepare()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{folder}: {error.strerror}", file=sys.stderr)
+        return 2
+    return max(_report(name, folder) for name in GUESTS)
+
+
+def _report(name: str, folder: Path) -> int:
+    try:
+        print(f"{name:12} {fetch(name, folder)}", flush=True)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{name}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(what: str, command: Sequence[str], folder: str | None = None) -> str:
+    """The standard output of `command`. Raises InputError "WHAT: reason" with the command's own last complaint."""
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
+    if result.returncode:
+        complaints = [line for line in result.stderr.splitlines() if line.strip()] or [f"exit status {result.returncode}"]
+        raise InputError(f"{what}: {command[0]} failed: {complaints[-1].strip()}")
+    return result.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
