@@ -55,7 +55,7 @@ types: setup
 	$(VENV)/bin/mypy --strict $(wildcard bt vmm tools guest_kernels)
 
 unit: setup
-	$(PY) -m pytest -q -rs $(wildcard tests/unit) tests/test_layers.py tests/test_docs.py
+	$(PY) -m pytest -q -rs -m 'not slow' $(wildcard tests/unit) tests/test_*.py
 
 bench: setup
 	$(PY) -m pytest -q -rs --benchmark-only --timeout=1800 -o python_files='bench_*.py' tests/bench
