@@ -1,5 +1,6 @@
 /* trap.c: where every trap arrives in C, and who gets it. */
 #include "trap.h"
+#include "catch.h"
 #include "console.h"
 #include "cpu.h"
 #include "report.h"
@@ -9,7 +10,7 @@ __attribute__((noreturn)) void user_leave(u32 value);
 struct trap_frame *trap_dispatch(struct trap_frame *frame);
 
 struct caught caught;
-u32 catch_resume;
+u32 catch_resume, catch_at, catch_after, catch_esp;
 static int user_running;
 static trap_function *functions[256];
 
