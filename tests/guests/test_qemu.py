@@ -19,8 +19,8 @@ DIED = 0
 
 def qemu_command(guest: Guest, disk: Path | None) -> list[str]:
     """The command line that runs `guest` on QEMU, with `disk` as its raw image."""
-    command = [QEMU, "-kernel", str(guest.file), "-display", "none", "-serial", "stdio", "-no-reboot", "-cpu", "qemu32,+nx", "-m", str(guest.memory_mib)]
-    command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
+    command = [QEMU, "-kernel", str(guest.file), "-cpu", "qemu32,+nx", "-display", "none", "-serial", "stdio", "-no-reboot"]
+    command += ["-m", str(guest.memory_mib), "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
     if guest.command_line:
         command += ["-append", guest.command_line]
     if disk:
