@@ -201,6 +201,15 @@ static void report_segments(void)
     u32 word;
     asm volatile("movl %1, %%fs; movl %%fs:4, %0; movl %2, %%fs" : "=&r"(word) : "r"(FIRST_FREE_SELECTOR + 8), "r"(0));
     report(word == words[1], "a data segment with a base");
+
+    u32 rights = 0, limit = 0;
+    u8 readable, writable;
+    asm volatile("larl %1, %0" : "=r"(rights) : "r"(KERNEL_CODE) : "cc");
+    asm volatile("lsll %1, %0" : "=r"(limit) : "r"(FIRST_FREE_SELECTOR + 8) : "cc");
+    asm volatile("verr %w1; setz %0" : "=q"(readable) : "r"(KERNEL_CODE) : "cc");
+    asm volatile("verw %w1; setz %0" : "=q"(writable) : "r"(KERNEL_CODE) : "cc");
+    /* QEMU sets no accessed bit when CS is loaded. */
+    report((rights | SEGMENT_ACCESSED << 8) == 0xc09b00 && limit == 7 && readable && !writable, "LAR, LSL, VERR and VERW show the kernel's descriptors");
 }
 
 static void report_control_registers(void)
