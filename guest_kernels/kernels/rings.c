@@ -174,7 +174,8 @@ static void report_tables(void)
     report(str() == TASK_STATE, "STR gives what LTR loaded");
     report(sldt() == 0, "SLDT gives the null LDT");
     report((segment_get(TASK_STATE) >> 40 & 0xf) == (SYSTEM_TSS | 2), "LTR marked the TSS busy");
-    report(read_cs() == KERNEL_CODE && read_ss() == KERNEL_DATA && read_ds() == KERNEL_DATA && read_es() == KERNEL_DATA, "CS, SS, DS, ES read as loaded");
+    report(read_cs() == KERNEL_CODE && read_ss() == KERNEL_DATA && read_ds() == KERNEL_DATA && read_es() == KERNEL_DATA,
+           "CS, SS, DS, ES read as loaded");
     report(read_fs() == 0 && read_gs() == 0, "FS and GS read as null");
 }
 
@@ -209,7 +210,8 @@ static void report_segments(void)
     asm volatile("verr %w1; setz %0" : "=q"(readable) : "r"(KERNEL_CODE) : "cc");
     asm volatile("verw %w1; setz %0" : "=q"(writable) : "r"(KERNEL_CODE) : "cc");
     /* QEMU sets no accessed bit when CS is loaded. */
-    report((rights | SEGMENT_ACCESSED << 8) == 0xc09b00 && limit == 7 && readable && !writable, "LAR, LSL, VERR and VERW show the kernel's descriptors");
+    report((rights | SEGMENT_ACCESSED << 8) == 0xc09b00 && limit == 7 && readable && !writable,
+           "LAR, LSL, VERR and VERW show the kernel's descriptors");
 }
 
 static void report_control_registers(void)

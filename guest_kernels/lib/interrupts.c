@@ -1,4 +1,5 @@
-/* interrupts.c: programs the 8259A pair (Intel 8259A data sheet, "Initialization Command Words") and the 8254 (data sheet, "Mode 2: Rate Generator"). */
+/* interrupts.c: programs the 8259A pair (Intel 8259A data sheet, "Initialization Command Words")
+ * and the 8254 (data sheet, "Mode 2: Rate Generator"). */
 #include "interrupts.h"
 #include "cpu.h"
 
