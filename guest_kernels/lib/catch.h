@@ -3,7 +3,7 @@
 #include "trap.h"
 
 /* Run `before`, then `instruction`; a trap in either resumes after it, with `caught` filled in; EIP, ESP and the callee-saved registers are
- * as before. The texts may use $n of EBX only as input: CATCH("", "movl %%ebx, %%cr4", "b"(value)). Clobbers EAX, ECX, EDX, ESI, EDI. */
+ * as before. Inputs are immediates or EBX only: CATCH("", "movl %%ebx, %%cr4", "b"(value)). Clobbers EAX, ECX, EDX, ESI, EDI. */
 #define CATCH(before, instruction, ...)                         \
     do {                                                        \
         caught.vector = NOTHING_CAUGHT;                         \
