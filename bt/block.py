@@ -1,0 +1,126 @@
+"""Blocks and translations: what the translator reads and what it makes, with the map that leads back.
+
+Knows no encoding and no cache policy: plain data.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from bt.decode import Instruction
+from bt.sensitive import Row
+
+# Recovery flags of a map entry: what must be done to have the guest's state before its instruction.
+CLEAN = 0  # nothing: registers are the guest's
+SPILLED = 0x10  # | register: its value is in its SAVED word
+MIDWAY = 0x20  # the instruction is partly done: go on to the next clean place
+SHADOWED = 0x40  # clean, but no interrupt may be delivered here (behind sti and loads of ss)
+RETURNING = 0x80  # a native iret: the flags word has been changed already
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """All that decoding and emission depend on besides the bytes.
+
+    index: a small number for it, unique within a cache. bases: linear, of CS and SS. plain: a 32-bit stack and a virtual
+    IOPL of 0, so that flags may be handled in the cache.
+    """
+
+    index: int
+    cs_base: int
+    ss_base: int
+    plain: bool = True
+
+
+@dataclass(slots=True)
+class Block:
+    """Guest code to be translated as one: runs of instructions, each run in address order, all in one page.
+
+    undecodable: addresses at which the bytes are no instruction.
+    """
+
+    entry: int
+    instructions: list[Instruction]
+    undecodable: list[int] = field(default_factory=list)
+
+
+class SiteKind(Enum):
+    """Why translated code traps."""
+
+    CALLOUT = auto()  # emulate the instruction, go on behind it
+    CHAIN = auto()  # a jump whose target has no translation yet
+    UNDEFINED = auto()  # bytes that are no instruction
+    MISS = auto()  # a return or indirect jump that its table did not know
+    STEPPED = auto()  # the end of a translation of a single instruction
+
+
+@dataclass(slots=True)
+class Site:
+    """One trapping place in translated code.
+
+    address: guest EIP of the instruction. target: where a jump goes (CHAIN, STEPPED). slot: window offset of its slot.
+    resume: cache address behind the trap (CALLOUT). count: how often it trapped.
+    """
+
+    kind: SiteKind
+    address: int
+    translation: Translation
+    instruction: Instruction | None = None
+    row: Row | None = None
+    target: int = 0
+    slot: int = 0
+    count: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Translation:
+    """A translated block.
+
+    start, code: where its code stands (linear) and the bytes. marks, guests, recovery: the address map, by rising cache
+    address. returns: guest EIP to its checked entry, as (linear address, slot of the next one in its table's chain).
+    sites: linear address behind the trap instruction to site. slots: window offset of each outgoing slot to (guest EIP it
+    leads to, linear address of the trap that it holds while that has no translation). source: what it was made of, as (gfn, offset in the frame, bytes). incoming: slots that hold
+    addresses in it. keys: its keys in the cache's table. body: how many map entries
+    belong to instructions; those of the stubs follow. alive: False from invalidation to revival.
+    """
+
+    block: Block
+    mode: Mode
+    start: int
+    code: bytes = b""
+    marks: array[int] = field(default_factory=lambda: array("I"))
+    guests: array[int] = field(default_factory=lambda: array("I"))
+    recovery: array[int] = field(default_factory=lambda: array("B"))
+    returns: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sites: dict[int, Site] = field(default_factory=dict)
+    slots: dict[int, tuple[int, int]] = field(default_factory=dict)
+    source: list[tuple[int, int, bytes]] = field(default_factory=list)
+    incoming: set[int] = field(default_factory=set)
+    keys: list[int] = field(default_factory=list)
+    body: int = 0
+    alive: bool = True
+    single: bool = False
+
+    @property
+    def end(self) -> int:
+        """Linear address behind its code."""
+        return self.start + len(self.code)
+
+    def locate(self, address: int) -> tuple[int, int, bool]:
+        """(guest EIP, recovery flags, whether `address` is exactly the start of the entry) for a cache address in it."""
+        at = bisect_right(self.marks, address) - 1
+        return self.guests[at], self.recovery[at], self.marks[at] == address
+
+    def find(self, guest: int) -> int | None:
+        """Cache address at which the instruction at a guest EIP starts cleanly, when this translation has it."""
+        at = -1
+        try:
+            while True:
+                at = self.guests.index(guest, at + 1, self.body)
+                if self.recovery[at] in (CLEAN, SHADOWED):
+                    return self.marks[at]
+        except ValueError:
+            return None

@@ -1,0 +1,64 @@
+"""Where a block ends: which instructions are translated together.
+
+A block follows the code past conditional branches and calls, goes on at the targets of jumps and branches that lie in the
+same page, and ends where control leaves it or enough has been taken. Knows the table; knows no memory: it is given the bytes.
+"""
+
+from __future__ import annotations
+
+from bt.block import Block
+from bt.decode import Instruction, decode
+from bt.sensitive import Treatment, classify
+
+LIMIT = 64  # instructions in a block; more would translate what is never run
+LONGEST = 15  # bytes of an instruction
+
+_ENDS = ("call far", "call far m", "jmp far", "jmp far m", "ret far", "ret far n")
+_UD2 = 0x0F0B
+_FOLLOWED = (Treatment.BRANCH, Treatment.LOOP)
+
+
+def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT) -> Block:
+    """The block that is entered at EIP `entry`.
+
+    code: the bytes from EIP `start` on: `span` bytes of the page, then those of the next page that an instruction reaching
+    over the end may need (none when that page cannot be fetched). An instruction that needs more is left out: the block
+    ends before it, and is empty when it is the first.
+    """
+    instructions: list[Instruction] = []
+    undecodable: list[int] = []
+    taken: set[int] = set()
+    pending = [entry]
+    for address in pending:
+        while address is not None and len(instructions) < limit:
+            following: int | None = None
+            for instruction in decode(code[address - start :], address):
+                if instruction.address in taken or instruction.address - start >= span or len(instructions) >= limit:
+                    break
+                taken.add(instruction.address)
+                instructions.append(instruction)
+                row = classify(instruction.opcode, instruction.modrm)
+                if row is None:
+                    if instruction.opcode == _UD2:
+                        break
+                    continue
+                if row.treatment is Treatment.JUMP:
+                    target = instruction.relative_target()
+                    following = target if 0 <= target - start < span and target not in taken else None
+                    break
+                if row.treatment in _FOLLOWED:
+                    target = instruction.relative_target()
+                    if 0 <= target - start < span:
+                        pending.append(target)
+                elif row.treatment in (Treatment.RETURN, Treatment.INDIRECT_JUMP, Treatment.RETURN_FROM_INTERRUPT) or row.name in _ENDS:
+                    break
+            else:  # nothing more could be decoded
+                at = instructions[-1].next if address in taken else address
+                if at not in taken and 0 <= at - start < span and len(code) - (at - start) >= LONGEST:
+                    undecodable.append(at)
+            if following is None:
+                break
+            address = following
+        if len(instructions) >= limit:
+            break
+    return Block(entry, instructions, undecodable)

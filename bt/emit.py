@@ -1,0 +1,450 @@
+"""Block to translated code, by byte templates.
+
+Knows encodings and the window's layout; allocates nothing: the cache tells it where the code will stand and gives it slots.
+Every template keeps two promises. Flags and registers are the guest's at every instruction boundary, so a stub spills what
+it needs and touches no flag. And wherever guest memory is touched, the state before the guest's instruction can be had back
+by the map's recovery flag, so a fault is precise.
+
+Stubs address the window's words through SS, displaced by its base: CS cannot be written through, and DS, ES, FS and GS may
+hold anything after an interrupt out of user mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bt.block import CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
+from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, memory_operand, operand_registers
+from bt.sensitive import Row, Treatment, classify
+from bt.window import CODE, DOORBELL, FLAGS_CLASS, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
+
+TRAP_VECTOR = 0xF0
+TRAP = bytes((0xCD, TRAP_VECTOR))  # every trapping stub: what is meant stands in its site
+MISS = CODE  # window offset of the stub for returns and indirect jumps that no checked entry knows
+
+_ECX, _EDX = 1, 2
+_CS_OVERRIDE, _SS_OVERRIDE = 0x2E, 0x36
+_MOVES_WITH_OFFSET = (0xA0, 0xA1, 0xA2, 0xA3)
+_IF_BYTE = Word.FLAGS + 1
+_FLAG_TREATMENTS = (Treatment.PUSH_FLAGS, Treatment.POP_FLAGS, Treatment.CLEAR_IF, Treatment.SET_IF, Treatment.RETURN_FROM_INTERRUPT)
+_INHIBITING = ("mov ss,r/m", "pop ss", "sti", "lss")  # no interrupt behind them (SDM 3A 6.8.3 "Masking Exceptions and Interrupts When Switching Stacks")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to translate.
+
+    native_iret: whether iret to user mode may be left to the CPU. stubs_in_cache: emulate in the cache where it can be
+    done; otherwise every sensitive instruction traps.
+    """
+
+    native_iret: bool = True
+    stubs_in_cache: bool = True
+
+
+class Emitter:
+    """Translates one block: `Emitter(...).translate()`.
+
+    at: linear address at which the code will stand. base: the window's linear address. new_slot: allocates a slot and
+    returns its window offset. single: control comes back to the VMM behind the block's one instruction.
+    """
+
+    def __init__(self, block: Block, mode: Mode, at: int, base: int, new_slot: Callable[[], int], options: Options, single: bool = False) -> None:
+        self.block, self.mode, self.at, self.options, self.single = block, mode, at, options, single
+        self.new_slot = new_slot
+        self.code = bytearray()
+        self.translation = Translation(block, mode, at, single=single)
+        self.inside = set() if single else {instruction.address for instruction in block.instructions}
+        self.fixups: list[tuple[int, int]] = []  # (offset of a rel32 in the code, guest EIP it leads to)
+        self.slow_paths: list[tuple[int, Instruction, Row, int]] = []  # (offset of its rel32, instruction, row, cache address to go on at)
+        self.exits: dict[int, int] = {}  # guest EIP -> slot
+        self.return_points: set[int] = set()
+        self.inhibited = False
+        self.data = base - mode.ss_base  # added to a window offset: the displacement to it through SS
+
+    def translate(self) -> Translation:
+        """Emits the block, the stubs behind it, and the map."""
+        falls_to: int | None = None
+        for instruction in self.block.instructions:
+            if falls_to is not None and falls_to != instruction.address:
+                self.jump(falls_to)
+            if instruction.address in self.return_points:
+                self.checked_entry(instruction.address)
+            falls_to = self.instruction(instruction)
+        for address in self.block.undecodable:
+            if falls_to is not None and falls_to != address:
+                self.jump(falls_to)
+            falls_to = None
+            self.mark(address)
+            self.trap(Site(SiteKind.UNDEFINED, address, self.translation))
+        if falls_to is not None:
+            self.jump(falls_to)
+        self.finish()
+        return self.translation
+
+    # -- plumbing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def here(self) -> int:
+        """Linear address of what is emitted next."""
+        return self.at + len(self.code)
+
+    def put(self, *parts: bytes) -> None:
+        """Appends code."""
+        for part in parts:
+            self.code += part
+
+    def mark(self, guest: int, recovery: int = CLEAN) -> None:
+        """From here on cache addresses belong to the instruction at `guest`."""
+        translation = self.translation
+        translation.marks.append(self.at + len(self.code))
+        translation.guests.append(guest)
+        translation.recovery.append(recovery)
+
+    def word(self, offset: int) -> bytes:
+        """The displacement of a window word for an access through SS."""
+        return (self.data + offset & 0xFFFFFFFF).to_bytes(4, "little")
+
+    def load(self, register: int, offset: int) -> bytes:
+        """mov register, ss:[word]"""
+        return bytes((0x36, 0x8B, 0x05 | register << 3)) + self.word(offset)
+
+    def store(self, register: int, offset: int) -> bytes:
+        """mov ss:[word], register"""
+        return bytes((0x36, 0x89, 0x05 | register << 3)) + self.word(offset)
+
+    def save(self, register: int) -> bytes:
+        """Spills a register into its SAVED word."""
+        return self.store(register, Word.SAVED + 4 * register)
+
+    def restore(self, register: int) -> bytes:
+        """Takes a spilled register back."""
+        return self.load(register, Word.SAVED + 4 * register)
+
+    def set_byte(self, offset: int, value: int) -> bytes:
+        """mov byte ss:[word], value"""
+        return b"\x36\xc6\x05" + self.word(offset) + bytes((value,))
+
+    def jump_slot(self, slot: int) -> bytes:
+        """jmp ss:[slot]"""
+        return b"\x36\xff\x25" + self.word(slot)
+
+    def trap(self, site: Site) -> None:
+        """A trapping stub; its site is known by the address behind it, where the CPU reports it."""
+        self.put(TRAP)
+        self.translation.sites[self.here] = site
+
+    def callout(self, instruction: Instruction, row: Row | None) -> int:
+        """Lets the VMM emulate the instruction and go on behind it."""
+        self.trap(Site(SiteKind.CALLOUT, instruction.address, self.translation, instruction, row))
+        return instruction.next
+
+    def jump(self, target: int) -> None:
+        """Goes on at a guest address: directly within the block, else through a slot."""
+        if target in self.inside:
+            self.near(b"\xe9", target)
+        elif self.single:
+            self.trap(Site(SiteKind.STEPPED, target, self.translation, target=target))
+        else:
+            self.put(self.jump_slot(self.exit_slot(target)))
+
+    def near(self, opcode: bytes, target: int) -> None:
+        """A jump or branch with a rel32 that `finish` fixes: to a place within the block or to a stub behind it."""
+        self.put(opcode)
+        self.fixups.append((len(self.code), target))
+        self.put(bytes(4))
+
+    def exit_slot(self, target: int) -> int:
+        """The slot of the jumps out of this block to `target`."""
+        slot = self.exits.get(target)
+        if slot is None:
+            slot = self.exits[target] = self.new_slot()
+        return slot
+
+    def translate_entry(self, guest: int) -> Translation:
+        """Emits nothing but a checked entry for `guest` that jumps to its translation."""
+        self.checked_entry(guest)
+        self.mark(guest)
+        self.jump(guest)
+        self.finish()
+        return self.translation
+
+    def checked_entry(self, guest: int) -> None:
+        """Where a return or indirect jump arrives whose target may be `guest`: checks, and hands on to the next if it is not."""
+        self.mark(guest, MIDWAY)
+        slot = self.new_slot()
+        self.translation.returns[guest] = (self.here, slot)
+        self.put(checked_entry(self.load(_ECX, Word.TARGET), guest, self.jump_slot(slot), self.restore(_ECX)))
+
+    def finish(self) -> None:
+        """Emits slow paths, branch stubs and slot traps, and fixes every rel32."""
+        self.translation.body = len(self.translation.marks)
+        for field, instruction, row, behind in self.slow_paths:
+            self.fix(field, self.here)
+            self.mark(instruction.address, SPILLED | _ECX)
+            self.put(self.restore(_ECX))
+            self.mark(instruction.address)
+            self.callout(instruction, row)
+            self.put(b"\xe9" + (behind - self.here - 5 & 0xFFFFFFFF).to_bytes(4, "little"))
+        translation = self.translation
+        starts: dict[int, int] = {}
+        for address, guest, recovery in zip(translation.marks, translation.guests, translation.recovery, strict=True):
+            if recovery in (CLEAN, SHADOWED):
+                starts.setdefault(guest, address)
+        stubs: dict[int, int] = {}
+        for field, target in self.fixups:
+            to = starts[target] if target in self.inside else stubs.get(target)
+            if to is None:
+                to = stubs[target] = self.here
+                self.mark(target)
+                self.jump(target)
+            self.fix(field, to)
+        for target, slot in self.exits.items():
+            self.mark(target)
+            translation.slots[slot] = (target, self.here)
+            self.trap(Site(SiteKind.CHAIN, target, translation, target=target, slot=slot))
+        translation.code = bytes(self.code)
+
+    def fix(self, field: int, to: int) -> None:
+        """Writes the rel32 at `field` so that it leads to the linear address `to`."""
+        self.code[field : field + 4] = (to - self.at - field - 4 & 0xFFFFFFFF).to_bytes(4, "little")
+
+    # -- instructions: each routine emits one and returns the guest EIP that control falls to, or None ----------------------
+
+    def instruction(self, instruction: Instruction) -> int | None:
+        """Emits one instruction by its row in the table."""
+        inhibited, self.inhibited = self.inhibited, False
+        self.mark(instruction.address, SHADOWED if inhibited else CLEAN)
+        row = classify(instruction.opcode, instruction.modrm)
+        if row is None:
+            return self.identity(instruction)
+        self.inhibited = row.name in _INHIBITING
+        treatment = row.treatment
+        if treatment is Treatment.CALLOUT or self.must_trap(instruction, treatment):
+            return self.callout(instruction, row)
+        return _ROUTINES[treatment](self, instruction, row)
+
+    def must_trap(self, instruction: Instruction, treatment: Treatment) -> bool:
+        """Whether this form has no template, or none is wanted."""
+        if treatment is Treatment.NOTHING:
+            return False
+        if treatment in _FLAG_TREATMENTS and not self.mode.plain:
+            return True
+        if self.single and treatment in (Treatment.RETURN, Treatment.INDIRECT_JUMP, Treatment.INDIRECT_CALL, Treatment.RETURN_FROM_INTERRUPT):
+            return True
+        narrow = instruction.prefixes & (OPERAND_SIZE | ADDRESS_SIZE)
+        if treatment in (Treatment.LOOP, Treatment.CLEAR_IF, Treatment.SET_IF):
+            narrow = 0
+        elif treatment is Treatment.READ_WORD and instruction.modrm >= 0xC0:
+            narrow = 0
+        flow = treatment.value >= Treatment.JUMP.value
+        return bool(narrow) or not (flow or self.options.stubs_in_cache)
+
+    def identity(self, instruction: Instruction) -> int:
+        """Copies an innocuous instruction. A CS override must not find the cache's flat CS where the guest's has a base."""
+        raw = instruction.raw
+        if instruction.segment == _CS_OVERRIDE and self.mode.cs_base:
+            raw = self.through_ss(instruction)
+        self.put(raw)
+        return instruction.next
+
+    def through_ss(self, instruction: Instruction) -> bytes:
+        """A CS-overridden operand, addressed through SS with the difference of the bases added to its displacement."""
+        raw, at = instruction.raw, instruction.at
+        prefixes = raw[:at].replace(bytes((_CS_OVERRIDE,)), bytes((_SS_OVERRIDE,)), 1)
+        apart = self.mode.cs_base - self.mode.ss_base & 0xFFFFFFFF
+        if not apart:
+            return prefixes + raw[at:]
+        if instruction.opcode in _MOVES_WITH_OFFSET:
+            return prefixes + (int.from_bytes(raw[at:], "little") + apart & 0xFFFFFFFF).to_bytes(4, "little")
+        if instruction.opcode in (0x0F38, 0x0F3A):
+            prefixes, at = prefixes + raw[at : at + 1], at + 1
+        return prefixes + memory_operand(instruction, apart, at=at) + raw[at + len(memory_operand(instruction, at=at)) :]
+
+    def segment_prefix(self, instruction: Instruction) -> bytes:
+        """The override to repeat in front of a rewritten memory operand."""
+        if instruction.segment == _CS_OVERRIDE and self.mode.cs_base == self.mode.ss_base:
+            return bytes((_SS_OVERRIDE,))
+        return bytes((instruction.segment,)) if instruction.segment else b""
+
+    def nothing(self, instruction: Instruction, row: Row) -> int:
+        return instruction.next
+
+    def clear_if(self, instruction: Instruction, row: Row) -> int:
+        self.put(self.set_byte(_IF_BYTE, 0))
+        return instruction.next
+
+    def set_if(self, instruction: Instruction, row: Row) -> int:
+        """Through the doorbell: it traps here when an interrupt waits, and costs one store when none does."""
+        self.put(self.set_byte(DOORBELL + _IF_BYTE, 2))
+        return instruction.next
+
+    def push_flags(self, instruction: Instruction, row: Row) -> int:
+        """The physical flags have IF set and IOPL clear, always: so adding the virtual ones less IF merges them, without a flag touched."""
+        self.put(b"\x9c")
+        self.mark(instruction.address, MIDWAY)
+        self.put(self.save(_ECX), self.save(_EDX), b"\x8b\x0c\x24", self.load(_EDX, Word.FLAGS))  # mov ecx,[esp]
+        self.put(b"\x8d\x8c\x11" + (-0x200 & 0xFFFFFFFF).to_bytes(4, "little"), b"\x89\x0c\x24")  # lea ecx,[ecx+edx-200h]; mov [esp],ecx
+        self.put(self.restore(_EDX), self.restore(_ECX))
+        return instruction.next
+
+    def pop_flags(self, instruction: Instruction, row: Row) -> int:
+        """IF from the stack goes into the virtual one; the CPU's popf takes the rest and ignores IF and IOPL by itself."""
+        address = instruction.address
+        self.put(self.save(_ECX))
+        self.mark(address, SPILLED | _ECX)
+        self.put(b"\x8b\x0c\x24", b"\x0f\xb7\x4c\x24\x01")  # mov ecx,[esp]: all of it can be read; movzx ecx,word [esp+1]
+        self.put(b"\x36\x0f\xb6\x89" + self.word(FLAGS_CLASS))  # movzx ecx,byte ss:[classes+ecx]
+        slow = self.jump_if_zero()
+        self.put(b"\x8d\x49\xfe\xe3\x0a")  # lea ecx,[ecx-2]; jecxz set
+        self.put(self.set_byte(_IF_BYTE, 0), b"\xeb\x08")  # jmp behind
+        self.put(self.set_byte(DOORBELL + _IF_BYTE, 2))
+        self.mark(address, MIDWAY)
+        self.put(self.restore(_ECX), b"\x9d")
+        self.slow_paths.append((slow, instruction, row, self.here))
+        return instruction.next
+
+    def return_from_interrupt(self, instruction: Instruction, row: Row) -> int | None:
+        """To user mode with IF set and nothing unusual the CPU's own iret does it; everything else is the VMM's."""
+        if not self.options.native_iret:
+            self.callout(instruction, row)
+            return None
+        address = instruction.address
+        self.put(self.save(_ECX))
+        self.mark(address, SPILLED | _ECX)
+        self.put(b"\x0f\xb6\x4c\x24\x04", b"\x36\x0f\xb6\x89" + self.word(RING_3))  # movzx ecx,byte [esp+4]: CS; movzx ecx,byte ss:[ring 3+ecx]
+        slow = [self.jump_if_zero()]
+        self.put(b"\x0f\xb7\x4c\x24\x09", b"\x36\x0f\xb6\x89" + self.word(FLAGS_CLASS))  # movzx ecx,word [esp+9]: EFLAGS bits 8-23
+        self.put(b"\x8d\x49\xfe\xe3\x05\xe9")  # lea ecx,[ecx-2]; jecxz plain; jmp slow
+        slow.append(len(self.code))
+        self.put(bytes(4))
+        self.put(b"\x36\x8a\x0d" + self.word(_IF_BYTE), b"\x36\x88\x0d" + self.word(Word.FLAGS_BEFORE + 1))  # through cl
+        self.put(self.set_byte(DOORBELL + _IF_BYTE, 2))
+        self.mark(address, MIDWAY)
+        self.put(self.restore(_ECX))
+        self.mark(address, RETURNING)
+        self.put(b"\xcf")
+        self.slow_paths += [(field, instruction, row, self.here) for field in slow]
+        self.trap(Site(SiteKind.UNDEFINED, address, self.translation))  # never reached: the slow path's jump needs an end
+        return None
+
+    def jump_if_zero(self) -> int:
+        """jecxz over a jump over a jump: goes to a place that is fixed later when ECX is 0. Returns the rel32's offset."""
+        self.put(b"\xe3\x02\xeb\x05\xe9")
+        self.put(bytes(4))
+        return len(self.code) - 4
+
+    def read_word(self, instruction: Instruction, row: Row) -> int:
+        """A register operand is loaded whole; memory receives 16 bits through a scratch register."""
+        offset = WORD_BY_NAME[row.word]
+        modrm = instruction.modrm
+        if modrm >= 0xC0 or instruction.opcode == 0x0F20:
+            self.put(b"\x66" if instruction.prefixes & OPERAND_SIZE else b"", self.load(modrm & 7, offset))
+            return instruction.next
+        self.store_from_words(instruction, ((offset, 0, b"\x66"),))
+        return instruction.next
+
+    def read_table(self, instruction: Instruction, row: Row) -> int:
+        offset = WORD_BY_NAME[row.word]
+        self.store_from_words(instruction, ((offset, 0, b"\x66"), (offset + 4, 2, b"")))
+        return instruction.next
+
+    def store_from_words(self, instruction: Instruction, stores: tuple[tuple[int, int, bytes], ...]) -> None:
+        """Stores words, each (window offset, bytes behind the operand's address, size prefix), into the memory operand."""
+        scratch = next(register for register in range(4) if register not in operand_registers(instruction))
+        self.put(self.save(scratch))
+        self.mark(instruction.address, SPILLED | scratch)
+        for offset, extra, size in stores:
+            self.put(self.load(scratch, offset), self.segment_prefix(instruction), size, b"\x89", memory_operand(instruction, extra, scratch))
+        self.mark(instruction.address, MIDWAY)
+        self.put(self.restore(scratch))
+
+    def push_word(self, instruction: Instruction, row: Row) -> int:
+        self.put(b"\x36\xff\x35" + self.word(WORD_BY_NAME[row.word]))
+        return instruction.next
+
+    def jump_to(self, instruction: Instruction, row: Row) -> int:
+        return instruction.relative_target()
+
+    def branch(self, instruction: Instruction, row: Row) -> int:
+        self.near(bytes((0x0F, 0x80 | instruction.opcode & 0xF)), instruction.relative_target())
+        return instruction.next
+
+    def loop(self, instruction: Instruction, row: Row) -> int:
+        """These have no rel32 form: the short one jumps over a jump."""
+        prefix = b"\x67" if instruction.prefixes & ADDRESS_SIZE else b""
+        self.put(prefix + bytes((instruction.opcode, 2)) + b"\xeb\x05")
+        self.near(b"\xe9", instruction.relative_target())
+        return instruction.next
+
+    def call(self, instruction: Instruction, row: Row) -> None:
+        self.put(b"\x68" + instruction.next.to_bytes(4, "little"))
+        self.mark(instruction.address, MIDWAY)
+        self.return_points.add(instruction.next)
+        self.jump(instruction.relative_target())
+
+    def to_target(self, address: int) -> None:
+        """Jumps where ECX says, by the table of checked entries; ECX is spilled."""
+        self.mark(address, MIDWAY)
+        table = RETURNS + self.mode.index * RETURNS_SIZE
+        self.put(b"\x0f\xb7\xc9", b"\x36\xff\x24\x8d" + self.word(table))  # movzx ecx,cx; jmp ss:[table+4*ecx]
+
+    def ret(self, instruction: Instruction, row: Row) -> None:
+        address = instruction.address
+        self.put(self.save(_ECX))
+        self.mark(address, SPILLED | _ECX)
+        self.put(b"\x59")  # pop ecx
+        self.mark(address, MIDWAY)
+        if instruction.opcode == 0xC2:
+            self.put(b"\x8d\xa4\x24" + instruction.raw[-2:] + b"\0\0")  # lea esp,[esp+n]
+        self.put(self.store(_ECX, Word.TARGET))
+        self.to_target(address)
+
+    def load_target(self, instruction: Instruction) -> None:
+        """The r/m operand into ECX, spilled before, and into TARGET."""
+        self.put(self.save(_ECX))
+        self.mark(instruction.address, SPILLED | _ECX)
+        if instruction.modrm >= 0xC0:
+            self.put(bytes((0x8B, 0xC8 | instruction.modrm & 7)))
+        elif instruction.segment == _CS_OVERRIDE and self.mode.cs_base:
+            apart = self.mode.cs_base - self.mode.ss_base & 0xFFFFFFFF
+            self.put(bytes((_SS_OVERRIDE, 0x8B)), memory_operand(instruction, apart, _ECX))
+        else:
+            self.put(self.segment_prefix(instruction), b"\x8b", memory_operand(instruction, 0, _ECX))
+        self.put(self.store(_ECX, Word.TARGET))
+
+    def indirect_jump(self, instruction: Instruction, row: Row) -> None:
+        self.load_target(instruction)
+        self.to_target(instruction.address)
+
+    def indirect_call(self, instruction: Instruction, row: Row) -> None:
+        self.load_target(instruction)
+        self.put(b"\x68" + instruction.next.to_bytes(4, "little"))
+        self.return_points.add(instruction.next)
+        self.to_target(instruction.address)
+
+
+def checked_entry(load_target: bytes, guest: int, onward: bytes, restore: bytes) -> bytes:
+    """load ecx from TARGET; lea ecx,[ecx-guest]; jecxz over; onward; restore ecx."""
+    return load_target + b"\x8d\x89" + (-guest & 0xFFFFFFFF).to_bytes(4, "little") + bytes((0xE3, len(onward))) + onward + restore
+
+
+_ROUTINES: dict[Treatment, Callable[[Emitter, Instruction, Row], int | None]] = {
+    Treatment.NOTHING: Emitter.nothing,
+    Treatment.CLEAR_IF: Emitter.clear_if,
+    Treatment.SET_IF: Emitter.set_if,
+    Treatment.PUSH_FLAGS: Emitter.push_flags,
+    Treatment.POP_FLAGS: Emitter.pop_flags,
+    Treatment.RETURN_FROM_INTERRUPT: Emitter.return_from_interrupt,
+    Treatment.READ_WORD: Emitter.read_word,
+    Treatment.PUSH_WORD: Emitter.push_word,
+    Treatment.READ_TABLE: Emitter.read_table,
+    Treatment.JUMP: Emitter.jump_to,
+    Treatment.BRANCH: Emitter.branch,
+    Treatment.LOOP: Emitter.loop,
+    Treatment.CALL: Emitter.call,
+    Treatment.RETURN: Emitter.ret,
+    Treatment.INDIRECT_JUMP: Emitter.indirect_jump,
+    Treatment.INDIRECT_CALL: Emitter.indirect_call,
+}

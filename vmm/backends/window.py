@@ -1,0 +1,81 @@
+"""The window in host memory: its frames, the tables that map it, the doorbell, and where in the linear space it lies.
+
+Knows frames and page-table entries. Knows nothing of what is put into the window, and of the guest only, through a
+predicate, which linear ranges it maps itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bt.window import CODE, DOORBELL
+from vmm.machine import FRAME, Machine
+from vmm.mmu.host import NX, TABLE_ENTRY
+from vmm.x86.bits import Pte
+
+REGION = 0x200000
+_DATA = 0x63 | NX  # P W A D
+_CODE = 0x61  # P A D: executable, read-only
+_FIRST_CHOICE = 0xE8000000
+
+
+class NoRoom(Exception):
+    """The guest maps the whole linear address space: the window lies nowhere."""
+
+
+class Window:
+    """A window of CODE bytes of data and `code_size` bytes of code, at linear `base`. user: reachable at CPL 3."""
+
+    def __init__(self, machine: Machine, code_size: int, *, user: bool) -> None:
+        self.machine = machine
+        self.rights = Pte.U if user else 0
+        self.regions = (CODE + code_size) // REGION
+        frames = (CODE + code_size) // FRAME
+        first = machine.allocate_run(frames + self.regions)
+        self.first, self.tables = first, first + frames
+        start = first * FRAME
+        self.data = machine.memory[start : start + CODE]
+        self.code = machine.memory[start + CODE : start + CODE + code_size]
+        quads = machine.quads
+        for page in range(frames):
+            entry = (first + page) << 12 | (_DATA if page < CODE // FRAME else _CODE) | self.rights
+            quads[self.tables * 512 + page] = entry
+        self._bell = self.tables * 512 + DOORBELL // FRAME
+        self.armed = False
+        self.base = _FIRST_CHOICE
+        self.ring(False)
+
+    def ring(self, armed: bool) -> None:
+        """Arms the doorbell: stores through it trap. Or disarms it."""
+        if armed:
+            self.machine.quads[self._bell] = 0
+            self.machine.flush_tlb()
+        else:
+            self.machine.quads[self._bell] = self.first << 12 | _DATA | self.rights
+        self.armed = armed
+
+    def entries(self) -> dict[int, int]:
+        """Region to upper page-table entry, at the present base."""
+        first = self.base // REGION
+        return {first + n: (self.tables + n) << 12 | TABLE_ENTRY for n in range(self.regions)}
+
+    def place(self, mapped: Callable[[int], bool], ram_size: int) -> None:
+        """Chooses a base whose regions the guest does not map, the present one first, above RAM. Raises NoRoom."""
+        lowest = -(-ram_size // REGION)
+        for first in (self.base // REGION, *range(2040 - self.regions, 0, -2)):
+            if first >= lowest and not any(mapped(region) for region in range(first, first + self.regions)):
+                self.base = first * REGION
+                return
+        for first in range(2040 - self.regions, 0, -2):
+            if not any(mapped(region) for region in range(first, first + self.regions)):
+                self.base = first * REGION
+                return
+        raise NoRoom
+
+    def holds(self, gva: int) -> bool:
+        """Whether a linear address lies in the window."""
+        return 0 <= gva - self.base < self.regions * REGION
+
+    def on_doorbell(self, gva: int) -> bool:
+        """Whether a linear address lies on the doorbell page."""
+        return gva - self.base & ~0xFFF == DOORBELL

@@ -1,0 +1,101 @@
+"""Where the CPU keeps its state: the layout of the engine's live state, and how it is found and checked at start-up.
+
+Knows the order of the fields in the CPU's state (QEMU 5.0's CPUX86State) and how to find them in the memory of this
+process by writing magic values. Refuses an ambiguous result. Knows nothing of guests; imports no engine: it is given one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Callable
+
+
+class LayoutError(Exception):
+    """The CPU's state was not found, or not where one thing can be meant by it: the message says what is missing."""
+
+
+class Cpu:
+    """Indices of 32-bit words in `Machine.state`. Registers of 64 bits take two words; the upper ones stay zero in 32-bit guests."""
+
+    EAX, ECX, EDX, EBX, ESP, EBP, ESI, EDI = 0, 2, 4, 6, 8, 10, 12, 14
+    EIP = 32
+    EFLAGS = 34
+    CC_SRC = 38
+    CC_OP = 42
+    DF = 43  # 1 or -1
+    HFLAGS = 44  # the CPL and all else that decoding depends on
+    ES, CS, SS, DS, FS, GS, LDT, TR, GDT, IDT = range(46, 106, 6)
+    BASE, LIMIT, ATTRIBUTES = 2, 4, 5  # of a segment, from its selector's index
+    CR0, CR2, CR3, CR4 = 106, 110, 112, 114
+
+
+GENERAL = (Cpu.EAX, Cpu.ECX, Cpu.EDX, Cpu.EBX, Cpu.ESP, Cpu.EBP, Cpu.ESI, Cpu.EDI)  # in the order of their encoding
+
+_SCAN = 64 * 1024  # bytes behind a pointer in which the state is looked for
+
+
+def find_live_state(engine: int, write_general: Callable[[int, int], None], write_debug: Callable[[int, int], None]) -> tuple[int, int]:
+    """Finds the live state of the CPU of the engine at address `engine`.
+
+    write_general(n, value) and write_debug(n, value) write 64-bit general register n and debug register n by the engine's
+    own interface. Returns the state's address and the index of debug register 0. Raises LayoutError unless exactly one
+    place follows what is written.
+    """
+    magic = [0x5A17_0000_1234_0001 + (n << 20) for n in range(8)]
+    for n, value in enumerate(magic):
+        write_general(n, value)
+    pattern = struct.pack("<8Q", *magic)
+    with open("/proc/self/mem", "rb", buffering=0) as process:
+        found = _behind_pointers(process.fileno(), engine, pattern)
+        if len(found) != 1:
+            raise LayoutError(f"the CPU's live state: {len(found)} candidates")
+        address = found.pop()
+        debug = [0x0BAD_0000_0000_1000 + n for n in range(4)]
+        for n, value in enumerate(debug):
+            write_debug(n, value)
+        image = os.pread(process.fileno(), _SCAN, address)
+    places = _occurrences(image, struct.pack("<4Q", *debug))
+    if len(places) != 1 or places[0] % 8:
+        raise LayoutError(f"the debug registers in the CPU's state: {len(places)} candidates")
+    for n in range(8):
+        write_general(n, 0)
+    for n in range(4):
+        write_debug(n, 0)
+    return address, places[0] // 4
+
+
+def find_exit_check_flag(engine: int, state_size: int) -> int | None:
+    """Address of the engine's private `no_exit_request` byte, found by the values around it; None when not found once.
+
+    Erratum 3: set before any code is compiled, it leaves the check for a stop only at the start of a block.
+    state_size is the size in bytes of a saved context without its header.
+    """
+    image = ctypes.string_at(engine, 6000)
+    found = []
+    for at in _occurrences(image, struct.pack("<i", state_size)):
+        bools = ((at + 4 + 7) & ~7) + 8  # behind the aligned 64-bit next_pc: hook_insert, first_tb, no_exit_request, init_done
+        if image[at - 4 : at] == b"\1\0\0\0" and image[bools] == 0 and image[bools + 2] == 0 and image[bools + 3] == 1:
+            found.append(engine + bools + 2)
+    return found[0] if len(found) == 1 else None
+
+
+def _behind_pointers(process: int, engine: int, pattern: bytes) -> set[int]:
+    """Addresses of `pattern` in the memory behind every pointer that the engine's structure holds."""
+    found = set()
+    words = struct.unpack("<750Q", os.pread(process, 6000, engine))
+    for pointer in {word for word in words if 0x10000 < word < 1 << 47 and word % 8 == 0}:
+        try:
+            image = os.pread(process, _SCAN, pointer)
+        except OSError:
+            continue
+        found.update(pointer + at for at in _occurrences(image, pattern))
+    return found
+
+
+def _occurrences(image: bytes, pattern: bytes) -> list[int]:
+    found, at = [], -1
+    while (at := image.find(pattern, at + 1)) >= 0:
+        found.append(at)
+    return found

@@ -1,0 +1,124 @@
+"""Delivery of exceptions and interrupts into a guest through its IDT: the only place that does it.
+
+What a CPU does between an event and the first instruction of its handler (SDM 3A 6.12.1 "Exception- or Interrupt-Handler
+Procedures"), including what goes wrong on the way: double and triple faults (SDM 3A 6.15). This CPU
+delivers nothing by itself, so every event of every back-end comes through here.
+"""
+
+from __future__ import annotations
+
+from vmm.exits import End, Stop, Stopped
+from vmm.faults import GuestFault, GuestPageFault
+from vmm.mmu.linear import LinearMemory
+from vmm.segments import Segments
+from vmm.vcpu import Vcpu
+from vmm.x86.bits import CONTRIBUTORY, ERROR_CODE_VECTORS, Flag, Vector
+from vmm.x86.descriptors import CODE, CONFORMING, INTERRUPT_GATE, PRESENT, SEGMENT, TASK_GATE, TRAP_GATE, Segment, dpl, segment, system_type
+
+_FAULTS_WITH_RF = frozenset((0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19))
+
+
+class Events:
+    """Delivers events to one virtual CPU. Leaves the vCPU at the handler's first instruction."""
+
+    def __init__(self, vcpu: Vcpu, linear: LinearMemory, segments: Segments) -> None:
+        self.vcpu, self.linear, self.segments = vcpu, linear, segments
+
+    def raise_exception(self, vector: int, error: int | None = None) -> None:
+        """An exception of the instruction at EIP; a fault on the way becomes a double fault. Raises Stopped on a triple fault."""
+        current: GuestFault = GuestFault(vector, error)
+        while True:
+            try:
+                self._deliver(current.vector, current.error, software=False, external=False, back_to=self.vcpu.eip)
+                return
+            except GuestFault as second:
+                if isinstance(second, GuestPageFault):
+                    self.vcpu.cr2 = second.gva
+                current = _combined(current, second)
+
+    def interrupt(self, vector: int, back_to: int, *, software: bool) -> None:
+        """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to."""
+        try:
+            self._deliver(vector, None, software=software, external=not software, back_to=back_to)
+        except GuestFault as fault:
+            if isinstance(fault, GuestPageFault):
+                self.vcpu.cr2 = fault.gva
+            self.raise_exception(fault.vector, fault.error)
+
+    def _deliver(self, vector: int, error: int | None, *, software: bool, external: bool, back_to: int) -> None:
+        vcpu = self.vcpu
+        ext = 0 if software else 1
+        about_gate = vector << 3 | 2 | ext
+        if vector * 8 + 7 > vcpu.idt_limit:
+            raise GuestFault(Vector.GP, about_gate)
+        gate = self.linear.read_int(vcpu.idt_base + vector * 8 & 0xFFFFFFFF, 8)
+        high = gate >> 32
+        kind = system_type(high)
+        if high & SEGMENT or kind not in (INTERRUPT_GATE, TRAP_GATE, TASK_GATE, 6, 7):
+            raise GuestFault(Vector.GP, about_gate)
+        if software and dpl(high) < vcpu.cpl:
+            raise GuestFault(Vector.GP, about_gate)
+        if not high & PRESENT:
+            raise GuestFault(Vector.NP, about_gate)
+        if kind == TASK_GATE:
+            raise Stopped(Stop(End.UNSUPPORTED, f"vector {vector} goes through a task gate: hardware task switches are not supported"))
+        width = 4 if kind >= INTERRUPT_GATE else 2
+        offset = gate & 0xFFFF | (high & 0xFFFF0000 if width == 4 else 0)
+        selector = gate >> 16 & 0xFFFF
+        if not selector & 0xFFFC:
+            raise GuestFault(Vector.GP, ext)
+        descriptor, address = self.segments.descriptor(selector, Vector.GP, ext)
+        code = descriptor >> 32
+        if not code & SEGMENT or not code & CODE or dpl(code) > vcpu.cpl:
+            raise GuestFault(Vector.GP, selector & 0xFFFC | ext)
+        if not code & PRESENT:
+            raise GuestFault(Vector.NP, selector & 0xFFFC | ext)
+        flags = vcpu.flags()
+        if not software and not external and vector in _FAULTS_WITH_RF:
+            flags |= Flag.RF
+        frame = [flags, vcpu.cs.selector, back_to]
+        level = vcpu.cpl if code & CONFORMING else dpl(code)
+        if level < vcpu.cpl:
+            stack, esp = self._inner_stack(level, ext)
+            frame = [vcpu.ss.selector, vcpu.esp, *frame]
+        else:
+            stack, esp = vcpu.ss, vcpu.esp
+        if error is not None and vector in ERROR_CODE_VECTORS:
+            frame.append(error)
+        mask = 0xFFFFFFFF if stack.wide else 0xFFFF
+        size = width * len(frame)
+        new_esp = esp - size & mask | esp & ~mask
+        image = b"".join((value & (1 << 8 * width) - 1).to_bytes(width, "little") for value in reversed(frame))
+        self.linear.write(stack.base + (new_esp & mask) & 0xFFFFFFFF, image)
+        entered = segment(selector & 0xFFFC | level, self.segments.mark_accessed(descriptor, address))
+        if level < vcpu.cpl:
+            vcpu.ss = stack
+        vcpu.cs = entered
+        vcpu.cpl = level
+        vcpu.esp = new_esp
+        vcpu.eip = offset
+        off = Flag.TF | Flag.NT | Flag.RF | Flag.VM | (Flag.IF if kind & 1 == 0 else 0)
+        vcpu.set_flags(flags & ~off)
+        vcpu.inhibited = False
+        vcpu.halted = False
+
+    def _inner_stack(self, level: int, ext: int) -> tuple[Segment, int]:
+        """SS and ESP for a privilege level out of the TSS (SDM 3A 7.2.1 "Task-State Segment (TSS)")."""
+        tr = self.vcpu.tr
+        wide = system_type(tr.attributes) & 8
+        offset = 4 + 8 * level if wide else 2 + 4 * level
+        if offset + (7 if wide else 3) > tr.limit:
+            raise GuestFault(Vector.TS, tr.selector & 0xFFFC | ext)
+        esp = self.linear.read_int(tr.base + offset & 0xFFFFFFFF, 4 if wide else 2)
+        selector = self.linear.read_int(tr.base + offset + (4 if wide else 2) & 0xFFFFFFFF, 2)
+        return self.segments.stack(selector, level, Vector.TS, ext), esp
+
+
+def _combined(first: GuestFault, second: GuestFault) -> GuestFault:
+    """What a second exception during the delivery of a first one becomes (SDM 3A table 6-5)."""
+    if first.vector == Vector.DF:
+        raise Stopped(Stop(End.DIED, f"triple fault: exception {second.vector} while a double fault was delivered"))
+    page, contributory = first.vector == Vector.PF, first.vector in CONTRIBUTORY
+    if contributory and second.vector in CONTRIBUTORY or page and (second.vector in CONTRIBUTORY or second.vector == Vector.PF):
+        return GuestFault(Vector.DF, 0)
+    return second

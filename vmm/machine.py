@@ -1,0 +1,300 @@
+"""The physical machine: one Unicorn CPU, its host-physical memory, and exact access to the CPU's state.
+
+The only module that imports unicorn. It knows frames, the live CPU state, the hooks that report exits, and the errata of
+this CPU (docs/QUIRKS.md). It must not know what an exit means: guests, back-ends and devices are others' business.
+
+The engine runs in one mode for all back-ends (docs/adr/0001): a long-mode host whose 32-bit code runs in compatibility
+mode. Exits are handled inside the engine's callback, on the live state of the CPU (docs/adr/0002).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable
+
+import unicorn
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const as uc_x86
+from unicorn.unicorn_py3.unicorn import uclib
+
+from vmm.cpu_state import Cpu, find_exit_check_flag, find_live_state
+
+FRAME = 4096
+MIB = 1 << 20
+
+PHYSICAL_CR0 = 0x8001_0033  # PG WP NE ET MP PE
+PHYSICAL_CR4 = 1 << 20 | 1 << 9 | 1 << 5  # SMEP OSFXSR PAE
+EFER_HOST = 1 << 11 | 1 << 10 | 1 << 8  # NXE LMA LME
+
+_CONTEXT_HEADER = 40  # bytes in front of the CPU's state in a saved context
+_ZERO_FRAME = bytes(FRAME)
+_DROP_CODE = uc_const.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
+
+_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
+_OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
+_INSN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+
+
+class MachineError(Exception):
+    """The engine failed, or is not the CPU that we know: the message says how."""
+
+
+class OutOfFrames(Exception):
+    """The machine has no free host-physical frame left."""
+
+
+class Machine:
+    """One CPU and `size` bytes of host-physical memory (a multiple of 4096, below 4 GiB), `runs` of them kept for `allocate_run`.
+
+    memory, words, quads: all of it as bytes, 32-bit and 64-bit words; a host-physical address (divided by the width) indexes it.
+    state: the CPU's live state as 32-bit words, indexed by `Cpu`. Exact inside a callback and between runs.
+    The four handlers are called inside the engine: on_interrupt(vector) for every exception and INT, on_invalid() for an
+    undefined instruction, on_port(port, size, value or None to read), on_cpuid() for CPUID: True when it was emulated.
+    """
+
+    def __init__(self, size: int, runs: int = 0) -> None:
+        self.size = size
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory = memoryview(self._map)
+        self.words = self.memory.cast("I")
+        self.quads = self.memory.cast("Q")
+        self._bottom = (size - runs) // FRAME
+        self._top = size // FRAME
+        self._free = _scattered(self._bottom)
+        self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        self._uc.ctl_set_cpu_model(uc_x86.UC_CPU_X86_EPYC)
+        self._handle = self._uc._uch
+        self._uc.mem_map_ptr(0, size, unicorn.UC_PROT_ALL, ctypes.addressof(ctypes.c_char.from_buffer(self._map)))
+        self._uc.ctl_exits_enabled(True)  # erratum 8: no address may end a run
+        self.on_interrupt: Callable[[int], None] = _unexpected
+        self.on_invalid: Callable[[], None] = lambda: _unexpected(6)
+        self.on_port: Callable[[int, int, int | None], int] = lambda port, size, value: (1 << 8 * size) - 1
+        self.on_cpuid: Callable[[], bool] = lambda: False
+        self.running = False
+        self._failure: BaseException | None = None
+        self._rflags = ctypes.c_uint64()
+        self._cr3 = ctypes.c_uint64()
+        self._read_flags = (self._handle, uc_x86.UC_X86_REG_RFLAGS, ctypes.byref(self._rflags))
+        self._write_cr3 = (self._handle, uc_x86.UC_X86_REG_CR3, ctypes.byref(self._cr3))
+        self._find_state()
+        self._add_hooks()
+
+    # -- frames ------------------------------------------------------------------------------------------------------
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes `count` frames; returns their numbers (hfn), scattered over memory, contents undefined."""
+        if count > len(self._free):
+            raise OutOfFrames(f"{count} frames wanted, {len(self._free)} free")
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        return taken
+
+    def allocate_run(self, count: int) -> int:
+        """Takes `count` consecutive frames below those taken before; returns the first hfn, contents zero."""
+        if self._top - count < self._bottom:
+            raise OutOfFrames(f"{count} consecutive frames wanted, {self._top - self._bottom} kept")
+        self._top -= count
+        return self._top
+
+    def release(self, frames: list[int]) -> None:
+        """Gives frames back."""
+        self._free.extend(frames)
+
+    def clear(self, hfn: int) -> None:
+        """Fills a frame with zeroes."""
+        self.memory[hfn * FRAME : (hfn + 1) * FRAME] = _ZERO_FRAME
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Runs the CPU from its current state until `stop` or `kick`; re-raises what a handler raised (erratum 9)."""
+        self.running = True
+        error = uclib.uc_emu_start(self._handle, ctypes.c_uint64(self.state[Cpu.EIP]), ctypes.c_uint64(0), ctypes.c_uint64(0), 0)
+        self.running = False
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if error:
+            raise MachineError(f"the engine stopped with error {error} at {self.state[Cpu.EIP]:#x}")
+
+    def stop(self) -> None:
+        """Ends the run, from inside a handler: before the next instruction."""
+        uclib.uc_emu_stop(self._handle)
+
+    def kick(self) -> None:
+        """Asks a running CPU, from another thread, to stop at the start of a block. Some kicks are lost (erratum 3): repeat."""
+        if self.running and self.precise_kicks:
+            uclib.uc_emu_stop(self._handle)
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def flags(self) -> int:
+        """EFLAGS, the lazily kept arithmetic flags included."""
+        uclib.uc_reg_read(*self._read_flags)
+        return self._rflags.value & 0xFFFFFFFF
+
+    def set_flags(self, value: int) -> None:
+        """Writes EFLAGS. Inside a run the arithmetic flags and DF are kept apart from the word, between runs in it."""
+        state = self.state
+        state[Cpu.CC_OP] = 1  # "the arithmetic flags are in cc_src"
+        state[Cpu.CC_SRC] = value & 0x8D5
+        state[Cpu.DF] = 0xFFFFFFFF if value & 0x400 else 1
+        state[Cpu.EFLAGS] = value & ~0xCD5 & 0xFFFFFFFF | 2 if self.running else value | 2
+        state[Cpu.HFLAGS] = state[Cpu.HFLAGS] & ~0x100 | value & 0x100
+
+    def set_segment(self, at: int, selector: int, base: int, limit: int, attributes: int) -> None:
+        """Writes a segment register's hidden part; `attributes` is the descriptor's second word. `set_mode` must follow."""
+        state = self.state
+        state[at] = selector
+        state[at + Cpu.BASE] = base
+        state[at + Cpu.BASE + 1] = 0
+        state[at + Cpu.LIMIT] = limit
+        state[at + Cpu.ATTRIBUTES] = attributes
+
+    def set_mode(self, cpl: int) -> None:
+        """Makes up the decoding flags for compatibility-mode code at `cpl` from the segments now in CS, SS, DS and ES."""
+        state = self.state
+        mode = state[Cpu.HFLAGS] & ~0x807B | cpl  # clears CPL, interrupt shadow, CS32, SS32, ADDSEG, CS64
+        mode |= (state[Cpu.CS + Cpu.ATTRIBUTES] >> 22 & 1) << 4 | (state[Cpu.SS + Cpu.ATTRIBUTES] >> 22 & 1) << 5
+        if not mode & 0x10 or state[Cpu.DS + Cpu.BASE] or state[Cpu.ES + Cpu.BASE] or state[Cpu.SS + Cpu.BASE]:
+            mode |= 0x40
+        state[Cpu.HFLAGS] = mode
+
+    def set_trap_flag(self, on: bool) -> None:
+        """Single-stepping by the CPU: a debug exception after each instruction."""
+        state = self.state
+        state[Cpu.EFLAGS] = state[Cpu.EFLAGS] & ~0x100 | on << 8
+        state[Cpu.HFLAGS] = state[Cpu.HFLAGS] & ~0x100 | on << 8
+
+    def set_task_switched(self, on: bool) -> None:
+        """CR0.TS alone, without the TLB flush of a CR0 write."""
+        state = self.state
+        state[Cpu.CR0] = state[Cpu.CR0] & ~8 | on << 3
+        state[Cpu.HFLAGS] = state[Cpu.HFLAGS] & ~0x800 | on << 11
+
+    def clear_event(self) -> None:
+        """Errata 1 and 2: forget the event that was just taken, or the next one is misread."""
+        self.state[self.old_exception] = 0xFFFFFFFF
+        self.state[self.is_int] = 0
+
+    def set_cr0(self, value: int) -> None:
+        """Writes physical CR0 with all its side effects (flushes the TLB)."""
+        self._uc.reg_write(uc_x86.UC_X86_REG_CR0, value)
+
+    def set_cr4(self, value: int) -> None:
+        """Writes physical CR4 with all its side effects (flushes the TLB)."""
+        self._uc.reg_write(uc_x86.UC_X86_REG_CR4, value)
+
+    def set_cr3(self, value: int) -> None:
+        """Loads physical CR3 (below 4 GiB) and so flushes the TLB."""
+        self._cr3.value = value
+        uclib.uc_reg_write(*self._write_cr3)
+
+    def flush_tlb(self) -> None:
+        """Forgets all cached address translations."""
+        uclib.uc_reg_write(*self._write_cr3)
+
+    def flush_code(self) -> None:
+        """Drops all code that the engine has compiled."""
+        self._uc.ctl_flush_tb()
+
+    def drop_code(self, linear: int, size: int) -> None:
+        """Drops the compiled code of `size` bytes of one page, at a linear address that could be fetched now (erratum 6)."""
+        uclib.uc_ctl(self._handle, _DROP_CODE, ctypes.c_uint64(linear), ctypes.c_uint64(linear + size))
+
+    def enter_long_mode(self, cr3: int) -> None:
+        """Switches the CPU, fresh from reset, to the long-mode host that all back-ends share, under the table at `cr3`."""
+        self.set_cr4(PHYSICAL_CR4)
+        self.set_cr3(cr3)
+        self._uc.msr_write(0xC0000080, EFER_HOST)
+        self.set_cr0(PHYSICAL_CR0)
+
+    # -- set-up ------------------------------------------------------------------------------------------------------
+
+    def _find_state(self) -> None:
+        """Finds the live CPU state and the exit-check flag; raises LayoutError when it is ambiguous."""
+        general = [getattr(uc_x86, f"UC_X86_REG_{name}") for name in ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")]
+        engine = self._handle.value or 0
+        address, debug = find_live_state(
+            engine,
+            lambda n, value: self._uc.reg_write(general[n], value),
+            lambda n, value: self._uc.reg_write(uc_x86.UC_X86_REG_DR0 + n, value),
+        )
+        size = uclib.uc_context_size(self._handle) - _CONTEXT_HEADER
+        self._image = (ctypes.c_uint32 * (size // 4)).from_address(address)
+        self.state = memoryview(self._image).cast("B").cast("I")
+        self.error_code, self.is_int, self.old_exception = debug - 4, debug - 3, debug + 24
+        flag = find_exit_check_flag(engine, size)
+        self.precise_kicks = flag is not None
+        if flag is not None:
+            ctypes.c_uint8.from_address(flag).value = 1
+
+    def _add_hooks(self) -> None:
+        """Erratum 15: the hooks of instructions that must never be lost come before those of IN and OUT."""
+        self._callbacks = [
+            self._hook(uc_const.UC_HOOK_INSN, _INSN(self._cpuid), uc_x86.UC_X86_INS_CPUID),
+            self._hook(uc_const.UC_HOOK_INSN, _IN(self._in), uc_x86.UC_X86_INS_IN),
+            self._hook(uc_const.UC_HOOK_INSN, _OUT(self._out), uc_x86.UC_X86_INS_OUT),
+            self._hook(uc_const.UC_HOOK_INTR, _INTR(self._interrupt), 0),
+            self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._invalid), 0),
+        ]
+
+    def _hook(self, kind: int, callback: ctypes._FuncPointer, instruction: int) -> ctypes._FuncPointer:
+        hook = ctypes.c_size_t()
+        error = uclib.uc_hook_add(
+            self._handle, ctypes.byref(hook), kind, callback, None, ctypes.c_uint64(1), ctypes.c_uint64(0), ctypes.c_int(instruction)
+        )
+        if error:
+            raise MachineError(f"the engine refused a hook of kind {kind}: error {error}")
+        return callback
+
+    def _fail(self, failure: BaseException) -> None:
+        """Erratum 9: a Python exception would vanish in the engine: keep it and stop."""
+        if self._failure is None:
+            self._failure = failure
+        self.stop()
+
+    def _interrupt(self, _handle: int, vector: int, _data: int) -> None:
+        try:
+            self.on_interrupt(vector)
+        except BaseException as failure:
+            self._fail(failure)
+
+    def _invalid(self, _handle: int, _data: int) -> bool:
+        try:
+            self.on_invalid()
+        except BaseException as failure:
+            self._fail(failure)
+        return True
+
+    def _in(self, _handle: int, port: int, size: int, _data: int) -> int:
+        try:
+            return self.on_port(port, size, None)
+        except BaseException as failure:
+            self._fail(failure)
+            return 0
+
+    def _out(self, _handle: int, port: int, size: int, value: int, _data: int) -> None:
+        try:
+            self.on_port(port, size, value)
+        except BaseException as failure:
+            self._fail(failure)
+
+    def _cpuid(self, _handle: int, _data: int) -> int:
+        try:
+            return self.on_cpuid()
+        except BaseException as failure:
+            self._fail(failure)
+            return 1
+
+
+def _scattered(count: int) -> list[int]:
+    """Frames 1 to count-1 in an order in which neighbours lie apart: nothing may work because gpa equals hpa."""
+    return [hfn for start in range(1, 4) for hfn in range(start, count, 3)]
+
+
+def _unexpected(vector: int) -> None:
+    raise MachineError(f"an exit with vector {vector} while nothing is set to handle it")

@@ -1,0 +1,86 @@
+"""Shadow descriptor tables: what the CPU reads when deprivileged guest code loads a segment register.
+
+Filled on demand like a TLB: entries start absent, the load faults, the guest's descriptor is checked, copied with its
+privilege adapted, and its page is write-protected; a write to that page drops the entries again. So a load always sees the
+descriptor that stands in guest memory, and sets its accessed bit. Gates and system descriptors are never shown to the CPU.
+"""
+
+from __future__ import annotations
+
+from vmm.cpu_state import Cpu
+from vmm.machine import Machine
+from vmm.memory import DESCRIPTORS, GuestMemory
+from vmm.mmu.host import GDT, LDT, USER_GDT, USER_LDT, HostSpace
+from vmm.mmu.shadow import ShadowMmu
+from vmm.mmu.walk import GuestPaging
+from vmm.vcpu import Vcpu
+from vmm.x86.descriptors import ACCESSED, PRESENT, SEGMENT, dpl
+
+_ENTRIES = 8192
+_EMPTY = memoryview(bytes(_ENTRIES * 8)).cast("Q")
+
+
+class ShadowDescriptors:
+    """The shadow GDT and LDT of one guest. ring: the CPL of the guest's kernel. With ring 3 user mode has tables of its own."""
+
+    def __init__(self, machine: Machine, memory: GuestMemory, paging: GuestPaging, mmu: ShadowMmu, host: HostSpace, vcpu: Vcpu, ring: int) -> None:
+        self.machine, self.memory, self.paging, self.mmu, self.vcpu, self.ring = machine, memory, paging, mmu, vcpu, ring
+        self.quads, self.base = machine.quads, host.descriptors
+        self.shown: dict[int, set[int]] = {}  # gfn of a guest descriptor -> quads indices of its shadows
+        self.drop_all()
+        self.enter(user=False)
+
+    def enter(self, user: bool) -> None:
+        """Points the CPU at the tables of a mode."""
+        own = user and self.ring == 3
+        state = self.machine.state
+        for register, linear in ((Cpu.GDT, USER_GDT if own else GDT), (Cpu.LDT, USER_LDT if own else LDT)):
+            state[register + Cpu.BASE] = linear & 0xFFFFFFFF
+            state[register + Cpu.BASE + 1] = linear >> 32
+            state[register + Cpu.LIMIT] = 0xFFFF
+        state[Cpu.LDT] = 8
+        state[Cpu.LDT + Cpu.ATTRIBUTES] = 0x8200
+
+    def drop_all(self) -> None:
+        """Forgets all entries: after LGDT, LLDT, or a change of the mapping below the tables."""
+        for table in range(4):
+            at = self.base + table * _ENTRIES
+            self.quads[at : at + _ENTRIES] = _EMPTY
+        self.shown.clear()
+
+    def drop(self, gfn: int) -> None:
+        """A page with descriptors is opened for writing."""
+        for index in self.shown.pop(gfn, ()):
+            self.quads[index] = 0
+
+    def fill(self, error: int, user: bool) -> bool:
+        """A load of a selector faulted with this error code: shows the guest's descriptor to the CPU. False: the fault is true."""
+        if error & 3 or not error & ~7:
+            return False
+        vcpu = self.vcpu
+        base, limit = (vcpu.ldt.base, vcpu.ldt.limit) if error & 4 else (vcpu.gdt_base, vcpu.gdt_limit)
+        offset = error & 0xFFF8
+        if offset + 7 > limit or error & 4 and not vcpu.ldt.selector & ~3:
+            return False
+        table = (2 if user and self.ring == 3 else 0) + (error >> 2 & 1)
+        index = self.base + table * _ENTRIES + (offset >> 3)
+        gpa = self.paging.walk(base + offset & 0xFFFFFFFF).gpa
+        if gpa & 7 or gpa >> 12 >= self.memory.count:
+            low, high = (int.from_bytes(self.memory.read(gpa + n, 4), "little") for n in (0, 4))
+        else:
+            low, high = self.memory.read32(gpa), self.memory.read32(gpa + 4)
+        if not high & SEGMENT or not high & PRESENT:
+            return False
+        level = dpl(high) if user and self.ring == 3 else max(dpl(high), self.ring)
+        shadow = low | (high & ~0x6000 | level << 13 | ACCESSED) << 32
+        if self.quads[index] == shadow:
+            return False
+        self.memory.set_bits(gpa + 4 & ~3, ACCESSED if not gpa & 3 else 0)
+        self.quads[index] = shadow
+        for gfn in {gpa >> 12, gpa + 7 >> 12}:
+            if gfn < self.memory.count:
+                self.shown.setdefault(gfn, set()).add(index)
+                if not self.memory.state[gfn] & DESCRIPTORS:
+                    self.memory.state[gfn] |= DESCRIPTORS
+                    self.mmu.protect(gfn)
+        return True

@@ -1,0 +1,46 @@
+"""Guest-linear memory as the virtual CPU itself reads and writes it: descriptor tables, stacks, operands of emulated code.
+
+Walks the guest's tables with the guest's rights, so it raises exactly the page faults that the CPU would. Knows no segment.
+"""
+
+from __future__ import annotations
+
+from vmm.memory import GuestMemory
+from vmm.mmu.walk import GuestPaging
+
+
+class LinearMemory:
+    """Reads and writes by linear address. user: with user-mode rights; otherwise as the supervisor. All may raise GuestPageFault.
+
+    device(gpa, size, value or None) answers where there is no RAM.
+    """
+
+    def __init__(self, memory: GuestMemory, paging: GuestPaging) -> None:
+        self.memory, self.paging = memory, paging
+
+    def read(self, gva: int, size: int, user: bool = False, fetch: bool = False) -> bytes:
+        """`size` bytes from `gva`."""
+        room = 0x1000 - (gva & 0xFFF)
+        gpa = self.paging.walk(gva & 0xFFFFFFFF, False, user, fetch).gpa
+        if size <= room:
+            return self.memory.read(gpa, size)
+        return self.memory.read(gpa, room) + self.read(gva + room, size - room, user, fetch)
+
+    def write(self, gva: int, data: bytes, user: bool = False) -> None:
+        """Writes `data` at `gva`; nothing is written when any of it would fault."""
+        room = 0x1000 - (gva & 0xFFF)
+        gpa = self.paging.walk(gva & 0xFFFFFFFF, True, user).gpa
+        if len(data) <= room:
+            self.memory.write(gpa, data)
+            return
+        behind = self.paging.walk(gva + room & 0xFFFFFFFF, True, user).gpa
+        self.memory.write(gpa, data[:room])
+        self.memory.write(behind, data[room:])
+
+    def read_int(self, gva: int, size: int, user: bool = False) -> int:
+        """An unsigned little-endian number of `size` bytes."""
+        return int.from_bytes(self.read(gva, size, user), "little")
+
+    def write_int(self, gva: int, size: int, value: int, user: bool = False) -> None:
+        """Writes the low `size` bytes of a number."""
+        self.write(gva, (value & (1 << 8 * size) - 1).to_bytes(size, "little"), user)

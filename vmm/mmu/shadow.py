@@ -1,0 +1,569 @@
+"""Shadow page tables: what the CPU really walks, built on demand from the guest's tables.
+
+One `Root` per guest page-table pointer (two with `--ring 3`: one each for virtual user and kernel mode), and one `Leaf` per
+guest page table, shared by all roots that use it (docs/adr/0003). Guest tables are write-protected (traced). The first write
+to a leaf table lets it go out of sync, as a TLB may, until INVLPG or a page-table pointer load; a directory of the current
+root is kept exact by stepping over each write. Accessed and dirty bits are exact: an entry is made when the guest's A is
+set, and is writable only when its D is. Every leaf entry carries all rights; upper entries forbid nothing.
+
+Knows the guest's walk, frames and their uses. Must not know what runs the guest; the window's tables are handed to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vmm.machine import FRAME, Machine, OutOfFrames
+from vmm.memory import CODE, DESCRIPTORS, EXECUTED, MIXED, TABLE, GuestMemory
+from vmm.mmu.host import NX, TABLE_ENTRY, HostSpace
+from vmm.mmu.walk import GuestPaging, Mapping
+from vmm.x86.bits import Pte
+
+_P, _W, _U = Pte.P, Pte.W, Pte.U
+_PRESENT = 0x61  # P A D: the physical A and D bits are of no interest
+_AROUND = 16  # entries filled around a fault
+_AROUND_LARGE = 128
+_MANY_CHANGES = 64  # entries changed behind our back after which a table is built anew
+_FLIPS = 4  # times that a page may change between written and executed before it becomes both
+_HFN = 0x000FFFFFFFFFF000
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAccess:
+    """The access reaches guest-physical memory without RAM: a device's, or nobody's."""
+
+    gpa: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepOver:
+    """The frame may be written by the one instruction at hand; then `retrace(gfn)` must be called."""
+
+    gfn: int
+
+
+@dataclass(slots=True, eq=False)
+class Root:
+    """A top-level table. directories: quads index of each of the four page directories. leaves: region (gva >> 21) to Leaf."""
+
+    key: tuple[int, ...]
+    frames: list[int]
+    directories: list[int]
+    user: bool
+    leaves: dict[int, Leaf] = field(default_factory=dict)
+    watched: list[int] = field(default_factory=list)
+    verified: int = -1  # how many code pages were found to lead where they did; -1 after a change
+
+    @property
+    def cr3(self) -> int:
+        return self.frames[0] << 12
+
+
+@dataclass(slots=True, eq=False)
+class Leaf:
+    """A lowest-level shadow table: 512 entries at `at` (quads index). gfn: the guest table behind it, -1 for a large page."""
+
+    key: tuple[int, ...]
+    hfn: int
+    gfn: int
+    half: int
+    links: set[tuple[Root, int]] = field(default_factory=set)
+
+    @property
+    def at(self) -> int:
+        return self.hfn << 9
+
+
+class ShadowMmu:
+    """The shadow tables of one guest.
+
+    deprivileged: the guest's kernel runs at CPL 3 too, so its table differs from the user's by mode (`--ring 3`).
+    made_writable(gfn, uses): called before a frame in the state of CODE or DESCRIPTORS is opened for writing.
+    """
+
+    def __init__(self, machine: Machine, memory: GuestMemory, paging: GuestPaging, host: HostSpace, *, deprivileged: bool) -> None:
+        self.machine, self.memory, self.paging, self.host = machine, memory, paging, host
+        self.deprivileged = deprivileged
+        self.quads = machine.quads
+        self.roots: dict[tuple[int, ...], Root] = {}
+        self.leaves: dict[tuple[int, ...], Leaf] = {}
+        self.leaves_of: dict[int, list[Leaf]] = {}
+        self.roots_of: dict[int, list[Root]] = {}
+        self.out_of_sync: dict[int, bytes] = {}  # guest leaf table -> what it held when it was last in sync
+        self.copies: dict[int, bytes] = {}  # guest directory being stepped over -> what it held
+        self.writable: dict[int, list[int]] = {}  # gfn -> quads indices of entries that map it writable (perhaps no more)
+        self.executable: dict[int, list[int]] = {}
+        self.flips: dict[int, int] = {}
+        self.window: dict[int, int] = {}  # region -> upper entry, in every root that is not a user's
+        self.made_writable: Callable[[int, int], None] = lambda gfn, uses: None
+        self.unchecked_directories = False  # set when a directory that the window check has not seen came into use
+        self.fills = self.entries = 0
+        self._last_page = self._run = 0
+        memory.before_write = self.written
+        self.current = self._root(user=False)
+
+    # -- roots -------------------------------------------------------------------------------------------------------------
+
+    def _key(self, user: bool) -> tuple[int, ...]:
+        paging = self.paging
+        if not paging.enabled:
+            return (user, -1)
+        if paging.pae:
+            return (user, *paging.pdptes)
+        return (user, paging.cr3 & 0xFFFFF000)
+
+    def _root(self, user: bool) -> Root:
+        """The root of the guest's present tables, made when there is none."""
+        key = self._key(user)
+        root = self.roots.pop(key, None)
+        if root is None:
+            frames = self._frames(6)
+            top, pointers, *directories = frames
+            root = Root(key, frames, [hfn << 9 for hfn in directories], user)
+            self.quads[top << 9] = pointers << 12 | TABLE_ENTRY
+            self.quads[(top << 9) + 1] = self.host.top_entry
+            for n, hfn in enumerate(directories):
+                self.quads[(pointers << 9) + n] = hfn << 12 | TABLE_ENTRY
+            if not user:
+                for region, entry in self.window.items():
+                    self.quads[root.directories[region >> 9] + (region & 511)] = entry
+            self.unchecked_directories = not user
+            if self.paging.enabled:
+                root.watched = sorted({gfn for gfn in self._directory_gfns() if gfn < self.memory.count})
+                for gfn in root.watched:
+                    self.roots_of.setdefault(gfn, []).append(root)
+                    self._trace(gfn)
+        self.roots[key] = root  # the most recently used last
+        return root
+
+    def _directory_gfns(self) -> list[int]:
+        paging = self.paging
+        if not paging.pae:
+            return [paging.cr3 >> 12]
+        return [(pdpte & 0xFFFFFFFFFF000) >> 12 for pdpte in paging.pdptes if pdpte & _P]
+
+    def load(self, user: bool) -> None:
+        """The guest loaded its page-table pointer (or changed the paging mode): set_ptp(table, kmode) of the lecture.
+
+        Everything out of sync is brought back into sync, the root of the new tables is made current and loaded.
+        """
+        self.current = self._root(user and self.deprivileged)
+        self._resync()
+        self.machine.set_cr3(self.current.cr3)
+
+    def switch(self, user: bool) -> None:
+        """Changes between the user's and the kernel's table of the same guest table (`--ring 3`)."""
+        if self.deprivileged and self.current.user != user:
+            self.current = self._root(user)
+            self.machine.set_cr3(self.current.cr3)
+
+    def drop_roots(self) -> None:
+        """Forgets all shadow tables, for a change that concerns them all (CR0.WP, CR4.PAE, ...). `load` must follow."""
+        for root in list(self.roots.values()):
+            self._drop_root(root)
+        for leaf in list(self.leaves.values()):
+            self._drop_leaf(leaf)
+        self.out_of_sync.clear()
+        self.writable.clear()
+        self.executable.clear()
+
+    def set_window(self, entries: dict[int, int]) -> None:
+        """Maps the window: region to upper entry, in all roots that are not a user's; the former window is unmapped."""
+        for root in self.roots.values():
+            if not root.user:
+                for region in self.window:
+                    self.quads[root.directories[region >> 9] + (region & 511)] = 0
+                for region, entry in entries.items():
+                    self._unlink_region(root, region)
+                    self.quads[root.directories[region >> 9] + (region & 511)] = entry
+        self.window = entries
+        self.machine.flush_tlb()
+
+    def _frames(self, count: int) -> list[int]:
+        """Zeroed frames for tables; when the machine has none left, all but the current root are given up for them."""
+        try:
+            frames = self.machine.allocate(count)
+        except OutOfFrames:
+            self._give_up()
+            frames = self.machine.allocate(count)
+        for hfn in frames:
+            self.machine.clear(hfn)
+        return frames
+
+    def _give_up(self) -> None:
+        for root in list(self.roots.values()):
+            if root is not self.current:
+                self._drop_root(root)
+        for leaf in list(self.leaves.values()):
+            self._drop_leaf(leaf)
+        self.machine.flush_tlb()
+
+    def _drop_root(self, root: Root) -> None:
+        for region in list(root.leaves):
+            self._unlink_region(root, region)
+        for gfn in root.watched:
+            self.roots_of[gfn].remove(root)
+        if self.roots.get(root.key) is root:
+            del self.roots[root.key]
+        self.machine.release(root.frames)
+
+    def _drop_leaf(self, leaf: Leaf) -> None:
+        for root, region in leaf.links:
+            root.verified = -1
+            del root.leaves[region]
+            self.quads[root.directories[region >> 9] + (region & 511)] = 0
+        leaf.links.clear()
+        del self.leaves[leaf.key]
+        if leaf.gfn >= 0:
+            self.leaves_of[leaf.gfn].remove(leaf)
+        self.machine.release([leaf.hfn])
+
+    def _unlink_region(self, root: Root, region: int) -> None:
+        leaf = root.leaves.pop(region, None)
+        root.verified = -1
+        if leaf is not None:
+            leaf.links.discard((root, region))
+            self.quads[root.directories[region >> 9] + (region & 511)] = 0
+
+    def _is_current(self, root: Root) -> bool:
+        """Whether a root belongs to the guest tables now loaded, in either mode."""
+        return root.key[1:] == self.current.key[1:]
+
+    # -- traces ----------------------------------------------------------------------------------------------------------------
+
+    def _trace(self, gfn: int) -> None:
+        """Write-protects a guest table."""
+        if not self.memory.state[gfn] & TABLE:
+            self.memory.state[gfn] |= TABLE
+            self.protect(gfn)
+
+    def protect(self, gfn: int) -> None:
+        """Takes the right to write from every mapping of a guest frame."""
+        frame, changed = self.memory.frames[gfn] << 12, False
+        for index in self.writable.pop(gfn, ()):
+            entry = self.quads[index]
+            if entry & _W and entry & _HFN == frame:
+                self.quads[index] = entry & ~_W
+                changed = True
+        if changed:
+            self.machine.flush_tlb()
+
+    def written(self, gfn: int) -> bool:
+        """A frame whose state is not 0 is about to be written: ends its uses. False: it cannot be opened, each write must be stepped over.
+
+        For a write by the VMM itself the answer does not matter: `retrace` is called at once behind it by `sync_directories`.
+        """
+        memory = self.memory
+        uses = memory.state[gfn]
+        if uses & (EXECUTED | MIXED):
+            self._end_execution(gfn)
+        if uses & (CODE | DESCRIPTORS):
+            self.made_writable(gfn, uses)
+        if not uses & TABLE:
+            memory.state[gfn] = 0
+            return True
+        for root in [root for root in self.roots_of.get(gfn, ()) if not self._is_current(root)]:
+            self._drop_root(root)
+        for leaf in list(self.leaves_of.get(gfn, ())):
+            if not any(self._is_current(root) for root, _ in leaf.links):
+                self._drop_leaf(leaf)
+        if self.roots_of.get(gfn):
+            self.copies.setdefault(gfn, memory.read(gfn << 12, FRAME))
+            memory.state[gfn] = TABLE
+            return False
+        if self.leaves_of.get(gfn):
+            self.out_of_sync[gfn] = memory.read(gfn << 12, FRAME)
+        memory.state[gfn] = 0
+        return True
+
+    def retrace(self, gfn: int) -> None:
+        """A directory of the current root was written: drops what its changed entries led to, and protects it again."""
+        before, now = self.copies.pop(gfn), self.memory.read(gfn << 12, FRAME)
+        if before != now:
+            self.unchecked_directories = True
+            for root in list(self.roots_of.get(gfn, ())):
+                self._drop_changed_regions(root, gfn, before, now)
+            if self.leaves_of.get(gfn):  # a table that maps itself
+                self._resync_leaves(gfn, before, now)
+                self.machine.flush_tlb()
+        self.protect(gfn)
+
+    def _drop_changed_regions(self, root: Root, gfn: int, before: bytes, now: bytes) -> None:
+        width = 8 if self.paging.pae else 4
+        changed = _changed_entries(before, now, width)
+        if self.paging.pae:
+            for slot, pdpte in enumerate(self.paging.pdptes):
+                if pdpte & _P and (pdpte & 0xFFFFFFFFFF000) >> 12 == gfn:
+                    for index in changed:
+                        self._unlink_region(root, slot << 9 | index)
+        else:
+            for index in changed:
+                self._unlink_region(root, 2 * index)
+                self._unlink_region(root, 2 * index + 1)
+
+    def _resync(self) -> None:
+        """Brings tables that went out of sync back; those that the current root does not use, or that changed a lot, are given up."""
+        if not self.out_of_sync:
+            return
+        pending, self.out_of_sync = self.out_of_sync, {}
+        for gfn, before in pending.items():
+            leaves = self.leaves_of.get(gfn, ())
+            if leaves and any(self._is_current(root) for leaf in leaves for root, _ in leaf.links):
+                self._resync_leaves(gfn, before, self.memory.read(gfn << 12, FRAME))
+            else:
+                for leaf in list(leaves):
+                    self._drop_leaf(leaf)
+            if self.leaves_of.get(gfn):
+                self._trace(gfn)
+
+    def _resync_leaves(self, gfn: int, before: bytes, now: bytes) -> None:
+        if before == now:
+            return
+        width = 8 if self.paging.pae else 4
+        changed = _changed_entries(before, now, width)
+        for leaf in list(self.leaves_of[gfn]):
+            if len(changed) > _MANY_CHANGES:
+                self._drop_leaf(leaf)
+                continue
+            for index in changed:
+                if index >> 9 == leaf.half:
+                    self.quads[leaf.at + (index & 511)] = 0
+            for root, _ in leaf.links:
+                root.verified = -1
+
+    def invalidate(self, gva: int) -> None:
+        """INVLPG."""
+        for root in self.roots.values():
+            if self._is_current(root):
+                leaf = root.leaves.get(gva >> 21)
+                if leaf is not None and self.quads[leaf.at + (gva >> 12 & 511)]:
+                    self.quads[leaf.at + (gva >> 12 & 511)] = 0
+                    self.machine.flush_tlb()
+
+    def window_is_mapped(self) -> bool:
+        """Whether the guest's current directories map any part of the window. To be asked when `unchecked_directories` is set."""
+        self.unchecked_directories = False
+        return self.paging.enabled and any(self.maps_region(region) for region in self.window)
+
+    def maps_region(self, region: int) -> bool:
+        """Whether the guest's current tables have a present directory entry for a region of 2 MiB."""
+        paging, memory = self.paging, self.memory
+        if not paging.enabled:
+            return False
+        if not paging.pae:
+            return bool(memory.read32((paging.cr3 & 0xFFFFF000) + 4 * (region >> 1)) & _P)
+        pdpte = paging.pdptes[region >> 9]
+        return bool(pdpte & _P) and bool(memory.read64((pdpte & 0xFFFFFFFFFF000) + 8 * (region & 511)) & _P)
+
+    # -- W^X of pages that are executed directly ---------------------------------------------------------------------------------
+
+    def _make_executable(self, gfn: int) -> None:
+        state = self.memory.state
+        if not state[gfn] & EXECUTED:
+            state[gfn] |= EXECUTED
+            self.protect(gfn)
+
+    def _end_execution(self, gfn: int) -> None:
+        """The frame will be written: no mapping of it stays executable, and compiled code of it is dropped."""
+        frame = self.memory.frames[gfn] << 12
+        for index in self.executable.pop(gfn, ()):
+            entry = self.quads[index]
+            if entry & _HFN == frame:
+                self.quads[index] = entry & ~_W | NX
+        self.machine.flush_tlb()
+        self.host.drop_code(self.memory.frames[gfn])
+        self.memory.state[gfn] &= ~(EXECUTED | MIXED)
+
+    # -- fills -----------------------------------------------------------------------------------------------------------------
+
+    def fault(self, gva: int, write: bool, user: bool, fetch: bool) -> DeviceAccess | StepOver | None:
+        """A page fault of the CPU: hidden (None: repaired, go on), or one of the other outcomes. Raises GuestPageFault for a true one."""
+        mapping = self.paging.walk(gva, write, user, fetch)
+        gfn = mapping.gpa >> 12
+        memory = self.memory
+        step = None
+        if gfn >= memory.count:
+            hfn = memory.read_only.get(gfn)
+            if hfn is None or write:
+                return DeviceAccess(mapping.gpa)
+            entry = hfn << 12 | _PRESENT | NX | (_U if mapping.user or self.deprivileged and not user else 0)
+        else:
+            both = False
+            if memory.state[gfn] and write:
+                both = user and self._count_flip(gfn)
+                if not both and not self.written(gfn):
+                    step = StepOver(gfn)
+            elif fetch and user:
+                self._make_executable(gfn)
+            entry = memory.frames[gfn] << 12 | self._rights(mapping, gfn, write, user)
+            if both:
+                entry |= _W
+                memory.state[gfn] |= MIXED
+            if step:
+                entry |= _W
+        leaf = self._leaf(gva, mapping, user)
+        index = leaf.at + (gva >> 12 & 511)
+        self.quads[index] = entry
+        if entry & _W:
+            self.writable.setdefault(gfn, []).append(index)
+        if not entry & NX:
+            self.executable.setdefault(gfn, []).append(index)
+        self.fills += 1
+        if self.paging.enabled:
+            if mapping.large:
+                self._fill_large(gva, mapping, leaf, user)
+            else:
+                self._fill_around(gva, mapping, leaf, user)
+        else:
+            self._fill_large(gva, mapping, leaf, user)
+        return step
+
+    def map_scratch(self, gva: int, hfn: int, user: bool) -> Callable[[], None]:
+        """Maps a frame of the VMM's at `gva`, writable, for one instruction; returns what takes it away again."""
+        mapping = self.paging.walk(gva, False, user)
+        index = self._leaf(gva, mapping, user).at + (gva >> 12 & 511)
+        self.quads[index] = hfn << 12 | _PRESENT | NX | _W | (_U if user or self.deprivileged else 0)
+
+        def unmap() -> None:
+            if self.quads[index] & _HFN == hfn << 12:
+                self.quads[index] = 0
+            self.machine.flush_tlb()
+
+        self.machine.flush_tlb()
+        return unmap
+
+    def _rights(self, mapping: Mapping, gfn: int, write: bool, user: bool) -> int:
+        """A leaf entry's bits but its frame."""
+        state = self.memory.state[gfn]
+        rights = _PRESENT
+        if self.deprivileged and not user:
+            rights |= _U | NX
+            if mapping.dirty and not state and (mapping.writable or not self.paging.write_protect):
+                rights |= _W
+            return rights
+        if not mapping.user:
+            rights |= NX
+            if mapping.dirty and not state and (mapping.writable or not self.paging.write_protect):
+                rights |= _W
+            return rights
+        if write and not mapping.writable:  # the guest's kernel, with CR0.WP clear: user mode must not have it meanwhile
+            return rights | NX if state else rights | NX | _W
+        rights |= _U
+        if not (state & EXECUTED and mapping.executable):
+            rights |= NX
+        if mapping.writable and mapping.dirty and not state:
+            rights |= _W
+        return rights
+
+    def _count_flip(self, gfn: int) -> bool:
+        """A user writes a page that he executes: whether that has happened so often that the page becomes both."""
+        if not self.memory.state[gfn] & EXECUTED or self.memory.state[gfn] & ~(EXECUTED | MIXED):
+            return False
+        flips = self.flips[gfn] = self.flips.get(gfn, 0) + 1
+        if flips <= _FLIPS:
+            return False
+        self._end_execution(gfn)  # whatever else maps it must ask again: one mapping alone may be both (erratum 6)
+        self.memory.state[gfn] |= EXECUTED
+        return True
+
+    def _leaf(self, gva: int, mapping: Mapping, user: bool) -> Leaf:
+        """The leaf table for an address under the current root, made and linked when there is none."""
+        root, region = self.current, gva >> 21
+        leaf = root.leaves.get(region)
+        if leaf is not None:
+            return leaf
+        kernel_table = self.deprivileged and not root.user
+        directory = mapping.directory & 7
+        if not self.paging.enabled:
+            key: tuple[int, ...] = (-1, region)
+            gfn = -1
+        elif mapping.large:
+            key = (-2, mapping.gpa >> 21, directory, mapping.executable, kernel_table)
+            gfn = -1
+        else:
+            gfn = mapping.table >> 12
+            key = (gfn, 0 if self.paging.pae else region & 1, directory, mapping.directory >> 63, kernel_table)
+        leaf = self.leaves.get(key)
+        if leaf is None:
+            hfn = self._frames(1)[0]
+            leaf = self.leaves[key] = Leaf(key, hfn, gfn, key[1] if gfn >= 0 else 0)
+            if 0 <= gfn < self.memory.count:
+                self.leaves_of.setdefault(gfn, []).append(leaf)
+                if gfn not in self.out_of_sync and gfn not in self.copies:
+                    self._trace(gfn)
+        leaf.links.add((root, region))
+        root.leaves[region] = leaf
+        self.quads[root.directories[region >> 9] + (region & 511)] = leaf.hfn << 12 | TABLE_ENTRY
+        return leaf
+
+    def _fill_around(self, gva: int, mapping: Mapping, leaf: Leaf, user: bool) -> None:
+        """Fills neighbours too: those whose A bit is set, and, behind a run of faults on successive pages, those where it is not.
+
+        A CPU may set A for what it fetches ahead (SDM 3A 4.8); D is never set ahead.
+        """
+        page = gva >> 12
+        self._run = self._run + 1 if page - self._last_page in (0, 1) else 0
+        self._last_page = page
+        if leaf.gfn >= self.memory.count:
+            return
+        ahead = self._run >= 2
+        memory, paging, quads = self.memory, self.paging, self.quads
+        first = page & 511 & -_AROUND
+        base = memory.frames[leaf.gfn] << 12
+        directory = mapping.directory
+        for slot in range(first, first + _AROUND):
+            index = leaf.at + slot
+            if quads[index]:
+                continue
+            if paging.pae:
+                at = base + 8 * slot
+                entry = quads[at >> 3]
+            else:
+                at = base + 4 * (leaf.half << 9 | slot)
+                entry = memory.words[at >> 2]
+            if not entry & _P or not (ahead or entry & Pte.A):
+                continue
+            gfn = (entry & _HFN) >> 12
+            if gfn >= memory.count or paging.pae and entry & paging.reserved:
+                continue
+            if not entry & Pte.A:
+                memory.words[at >> 2] |= Pte.A
+            rights = entry & directory
+            around = Mapping(gfn << 12, bool(rights & _U), bool(rights & _W), not (entry | directory) >> 63, bool(entry & Pte.D), mapping.table)
+            shadow = memory.frames[gfn] << 12 | self._rights(around, gfn, False, user)
+            quads[index] = shadow
+            self.entries += 1
+            if shadow & _W:
+                self.writable.setdefault(gfn, []).append(index)
+            if not shadow & NX:
+                self.executable.setdefault(gfn, []).append(index)
+            if ahead:
+                self._last_page = max(self._last_page, page - (page & 511) + slot)
+
+    def _fill_large(self, gva: int, mapping: Mapping, leaf: Leaf, user: bool) -> None:
+        """Fills the neighbours within a large page, or, with paging off, within the region: they share all their bits."""
+        memory, quads = self.memory, self.quads
+        slot = gva >> 12 & 511
+        first = slot & -_AROUND_LARGE
+        first_gfn = (mapping.gpa >> 12) - slot + first
+        for index, gfn in zip(range(leaf.at + first, leaf.at + first + _AROUND_LARGE), range(first_gfn, first_gfn + _AROUND_LARGE), strict=True):
+            if gfn >= memory.count or quads[index]:
+                continue
+            shadow = memory.frames[gfn] << 12 | self._rights(mapping, gfn, False, user)
+            quads[index] = shadow
+            self.entries += 1
+            if shadow & _W:
+                self.writable.setdefault(gfn, []).append(index)
+            if not shadow & NX:
+                self.executable.setdefault(gfn, []).append(index)
+
+
+def _changed_entries(before: bytes, now: bytes, width: int) -> list[int]:
+    """Indices of the entries that differ, A and D bits included."""
+    old, new = (memoryview(image).cast("Q" if width == 8 else "I") for image in (before, now))
+    changed = []
+    for chunk in range(0, FRAME, 256):
+        if before[chunk : chunk + 256] != now[chunk : chunk + 256]:
+            changed += [index for index in range(chunk // width, (chunk + 256) // width) if old[index] != new[index]]
+    return changed

@@ -1,0 +1,140 @@
+"""The walk of the guest's own page tables: gva to gpa, with the guest's permissions, accessed and dirty bits.
+
+Does what a CPU's page walker does (SDM 3A 4.3 "32-Bit Paging", 4.4 "PAE Paging", 4.6 "Access Rights", 4.8 "Accessed and Dirty
+Flags"), for paging off as well. Knows no shadow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmm.faults import GuestPageFault
+from vmm.memory import GuestMemory
+from vmm.x86.bits import Cr0, Cr4, Efer, Fault, Pte
+
+PHYSICAL_BITS = 36  # MAXPHYADDR, as CPUID tells the guest
+_PAE_RESERVED = (1 << 52) - (1 << PHYSICAL_BITS)  # in every PAE entry; bits 52-62 are ignored by the walker
+PDPTE_RESERVED = ((1 << 64) - (1 << PHYSICAL_BITS)) | 0x1E6
+_PSE_RESERVED = 1 << 21
+_LARGE_PAE_RESERVED = 0x1FE000
+
+
+@dataclass(slots=True)
+class Mapping:
+    """What a walk found for one page.
+
+    gpa: of the byte asked for. user, writable, executable: the rights over both levels, CR0.WP aside. dirty: the leaf's D
+    bit. table: gpa of the lowest table that was used. large: bytes mapped by the leaf if it is a large page, else 0.
+    """
+
+    gpa: int
+    user: bool
+    writable: bool
+    executable: bool
+    dirty: bool
+    table: int
+    large: int = 0
+    directory: int = 0  # the upper entry's value, for what is cached below it
+
+
+class GuestPaging:
+    """The paging state of one virtual CPU and the walk under it. `load` must be called when a control register changes."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.memory = memory
+        self.enabled = self.pae = self.pse = self.write_protect = self.no_execute = False
+        self.cr3 = 0
+        self.pdptes = [0, 0, 0, 0]
+        self.reserved = _PAE_RESERVED | Pte.NX  # bits that must be 0 in a PAE entry
+
+    def load(self, cr0: int, cr3: int, cr4: int, efer: int, *, reload_pdptes: bool = False) -> bool:
+        """Takes over the control registers; with reload_pdptes latches PAE's four. False, and nothing changed: those have reserved bits set."""
+        enabled, pae = bool(cr0 & Cr0.PG), bool(cr4 & Cr4.PAE)
+        if enabled and pae and (reload_pdptes or not (self.enabled and self.pae)):
+            entries = [self.memory.read64((cr3 & 0xFFFFFFE0) + 8 * n) for n in range(4)]
+            if any(entry & Pte.P and entry & PDPTE_RESERVED for entry in entries):
+                return False
+            self.pdptes = entries
+        self.enabled, self.pae, self.pse = enabled, pae, bool(cr4 & Cr4.PSE)
+        self.write_protect, self.no_execute, self.cr3 = bool(cr0 & Cr0.WP), pae and bool(efer & Efer.NXE), cr3
+        self.reserved = _PAE_RESERVED if self.no_execute else _PAE_RESERVED | Pte.NX
+        return True
+
+    def walk(self, gva: int, write: bool = False, user: bool = False, fetch: bool = False) -> Mapping:
+        """Translates `gva` for one access, setting A (and D for a write) in the guest's tables. Raises GuestPageFault."""
+        if not self.enabled:
+            return Mapping(gva, False, True, True, True, 0)
+        return self._walk_pae(gva, write, user, fetch) if self.pae else self._walk_32(gva, write, user, fetch)
+
+    def _walk_32(self, gva: int, write: bool, user: bool, fetch: bool) -> Mapping:
+        memory = self.memory
+        pde_gpa = (self.cr3 & 0xFFFFF000) + (gva >> 20 & 0xFFC)
+        pde = memory.read32(pde_gpa)
+        if not pde & Pte.P:
+            raise GuestPageFault(gva, self._error(0, write, user, fetch))
+        if pde & Pte.PS and self.pse:
+            if pde & _PSE_RESERVED:
+                raise GuestPageFault(gva, self._error(Fault.P | Fault.RSVD, write, user, fetch))
+            rights, entry, entry_gpa = pde, pde, pde_gpa
+            gpa = (pde & 0xFFC00000 | (pde & 0x1FE000) << 19) + (gva & 0x3FFFFF)
+            table, large = pde_gpa & ~0xFFF, 0x400000
+        else:
+            entry_gpa = (pde & 0xFFFFF000) + (gva >> 10 & 0xFFC)
+            entry = memory.read32(entry_gpa)
+            if not entry & Pte.P:
+                raise GuestPageFault(gva, self._error(0, write, user, fetch))
+            rights = pde & entry
+            gpa = entry & 0xFFFFF000 | gva & 0xFFF
+            table, large = pde & 0xFFFFF000, 0
+        self._check(rights, gva, write, user, fetch)
+        if not large and not pde & Pte.A:
+            memory.set_bits(pde_gpa, Pte.A)
+        wanted = Pte.A | Pte.D if write else Pte.A
+        if entry & wanted != wanted:
+            memory.set_bits(entry_gpa, wanted)
+            entry |= wanted
+        return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), True, bool(entry & Pte.D), table, large, pde)
+
+    def _walk_pae(self, gva: int, write: bool, user: bool, fetch: bool) -> Mapping:
+        memory = self.memory
+        pdpte = self.pdptes[gva >> 30]
+        if not pdpte & Pte.P:
+            raise GuestPageFault(gva, self._error(0, write, user, fetch))
+        reserved = self.reserved
+        pde_gpa = (pdpte & 0xFFFFFFFFFF000) + (gva >> 18 & 0xFF8)
+        pde = memory.read64(pde_gpa)
+        if not pde & Pte.P:
+            raise GuestPageFault(gva, self._error(0, write, user, fetch))
+        large = 0x200000 if pde & Pte.PS else 0
+        if pde & (reserved | _LARGE_PAE_RESERVED if large else reserved):
+            raise GuestPageFault(gva, self._error(Fault.P | Fault.RSVD, write, user, fetch))
+        if large:
+            entry, entry_gpa, executable, rights = pde, pde_gpa, not pde & Pte.NX, pde
+            gpa, table = (pde & 0xFFFFFFFE00000) + (gva & 0x1FFFFF), pde_gpa & ~0xFFF
+        else:
+            entry_gpa = (pde & 0xFFFFFFFFFF000) + (gva >> 9 & 0xFF8)
+            entry = memory.read64(entry_gpa)
+            if not entry & Pte.P:
+                raise GuestPageFault(gva, self._error(0, write, user, fetch))
+            if entry & reserved:
+                raise GuestPageFault(gva, self._error(Fault.P | Fault.RSVD, write, user, fetch))
+            executable, rights = not (pde | entry) & Pte.NX, pde & entry
+            gpa, table = entry & 0xFFFFFFFFFF000 | gva & 0xFFF, pde & 0xFFFFFFFFFF000
+        if fetch and not executable:
+            raise GuestPageFault(gva, self._error(Fault.P, write, user, fetch))
+        self._check(rights, gva, write, user, fetch)
+        if not large and not pde & Pte.A:
+            memory.set_bits(pde_gpa, Pte.A)
+        wanted = Pte.A | Pte.D if write else Pte.A
+        if entry & wanted != wanted:
+            memory.set_bits(entry_gpa, wanted)
+            entry |= wanted
+        return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), executable, bool(entry & Pte.D), table, large, pde)
+
+    def _check(self, rights: int, gva: int, write: bool, user: bool, fetch: bool) -> None:
+        if user and not rights & Pte.U or write and not rights & Pte.W and (user or self.write_protect):
+            raise GuestPageFault(gva, self._error(Fault.P, write, user, fetch))
+
+    def _error(self, cause: int, write: bool, user: bool, fetch: bool) -> int:
+        """The error code; its I bit exists only where NX does (SDM 3A 4.7)."""
+        return cause | (Fault.W if write else 0) | (Fault.U if user else 0) | (Fault.I if fetch and self.no_execute else 0)

@@ -1,0 +1,86 @@
+"""The monitor: the one place where an exit is handled.
+
+`handle` takes what a back-end reports, with the exact state of the vCPU, and decides: emulate, inject, wait or stop. It alone
+moves EIP past an emulated instruction. Knows no back-end, no translation and no engine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from vmm.emulate import ROUTINES, undefined
+from vmm.exits import RESUME, DeviceMemory, Exit, External, Outcome, PageFault, PortAccess, Raised, Sensitive, SoftwareInterrupt, Stopped
+from vmm.faults import GuestFault, GuestPageFault
+from vmm.mmio import access_device_memory
+from vmm.ports import user_port_access
+from vmm.x86.bits import Vector
+
+if TYPE_CHECKING:
+    from vmm.vm import Vm
+
+
+class Monitor:
+    """Handles the exits of one VM."""
+
+    def __init__(self, vm: Vm) -> None:
+        self.vm = vm
+
+    def handle(self, exit_: Exit) -> Outcome:
+        """Handles one exit. Afterwards the vCPU is where it goes on, unless the outcome is a stop."""
+        vm = self.vm
+        try:
+            try:
+                return self._dispatch(exit_)
+            except GuestFault as fault:
+                self._inject(fault)
+                return RESUME
+        except Stopped as stopped:
+            vm.stats.last.append((stopped.stop.reason, vm.vcpu.eip))
+            return stopped.stop
+
+    def _dispatch(self, exit_: Exit) -> Outcome:
+        vm = self.vm
+        vcpu = vm.vcpu
+        match exit_:
+            case Sensitive(instruction, row):
+                vm.stats.callouts[row.name] += 1
+                was_inhibited, vcpu.inhibited = vcpu.inhibited, False
+                try:
+                    outcome = ROUTINES.get(row.name, undefined)(vm, instruction)
+                except GuestFault:
+                    vcpu.inhibited = was_inhibited
+                    raise
+                if outcome is None:
+                    vcpu.eip = instruction.next
+                    return RESUME
+                if vcpu.halted:
+                    vcpu.eip = instruction.next
+                return outcome
+            case Raised(vector, error):
+                raise GuestFault(vector, error)
+            case PageFault(gva, error):
+                raise GuestPageFault(gva, error)
+            case SoftwareInterrupt(vector, behind):
+                vm.stats.injected[vector] += 1
+                vm.events.interrupt(vector, behind, software=True)
+                return RESUME
+            case External():
+                vector = vm.board.interrupts.acknowledge()
+                vm.stats.injected[vector] += 1
+                vm.events.interrupt(vector, vcpu.eip, software=False)
+                return RESUME
+            case DeviceMemory(gpa, gva, write):
+                return access_device_memory(vm, gpa, gva, write)
+            case PortAccess(port, size):
+                return user_port_access(vm, port, size)
+            case _:
+                assert_never(exit_)
+
+    def _inject(self, fault: GuestFault) -> None:
+        vm = self.vm
+        if isinstance(fault, GuestPageFault):
+            vm.vcpu.cr2 = fault.gva
+        vm.stats.injected[fault.vector] += 1
+        if fault.vector == Vector.DB:
+            vm.vcpu.debug[6] |= 1 << 14
+        vm.events.raise_exception(fault.vector, fault.error)

@@ -1,0 +1,109 @@
+"""Operands of an instruction that the VMM emulates: effective addresses, and reads and writes of registers and memory.
+
+Knows ModRM, SIB and segment overrides (SDM 2 2.1.5 "Addressing-Mode Encoding of ModR/M and SIB Bytes"), in 32-bit and 16-bit
+addressing. Knows no instruction.
+"""
+
+from __future__ import annotations
+
+from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction
+from vmm.cpu_state import Cpu
+from vmm.mmu.linear import LinearMemory
+from vmm.vcpu import Vcpu
+
+_OVERRIDES = {0x26: Cpu.ES, 0x2E: Cpu.CS, 0x36: Cpu.SS, 0x3E: Cpu.DS, 0x64: Cpu.FS, 0x65: Cpu.GS}
+_BASES_16 = ((3, 6), (3, 7), (5, 6), (5, 7), (6,), (7,), (5,), (3,))
+_ESP, _EBP = 4, 5
+
+
+class Operands:
+    """Operand access for one virtual CPU."""
+
+    def __init__(self, vcpu: Vcpu, linear: LinearMemory) -> None:
+        self.vcpu, self.linear = vcpu, linear
+
+    def size(self, instruction: Instruction) -> int:
+        """The operand size that prefixes and code segment give: 2 or 4 bytes."""
+        return 2 if bool(instruction.prefixes & OPERAND_SIZE) == self.vcpu.cs.wide else 4
+
+    def base(self, register: int) -> int:
+        """Linear base of a segment register (by its index in the state)."""
+        if register == Cpu.CS:
+            return self.vcpu.cs.base
+        if register == Cpu.SS:
+            return self.vcpu.ss.base
+        return self.vcpu.state[register + Cpu.BASE]
+
+    def address(self, instruction: Instruction) -> int:
+        """Linear address of the memory operand."""
+        raw, at = instruction.raw, instruction.at
+        mod, rm = raw[at] >> 6, raw[at] & 7
+        narrow = bool(instruction.prefixes & ADDRESS_SIZE) == self.vcpu.cs.wide
+        offset, segment = self._offset_16(raw, at, mod, rm) if narrow else self._offset_32(raw, at, mod, rm)
+        if instruction.segment:
+            segment = _OVERRIDES[instruction.segment]
+        return self.base(segment) + offset & 0xFFFFFFFF
+
+    def _offset_32(self, raw: bytes, at: int, mod: int, rm: int) -> tuple[int, int]:
+        register, segment, behind, offset = self.vcpu.register, Cpu.DS, at + 1, 0
+        if rm == 4:
+            sib = raw[behind]
+            behind += 1
+            index, rm = sib >> 3 & 7, sib & 7
+            if index != 4:
+                offset += register(index) << (sib >> 6)
+        if mod == 0 and rm == 5:
+            return offset + int.from_bytes(raw[behind : behind + 4], "little") & 0xFFFFFFFF, segment
+        if rm in (_ESP, _EBP):
+            segment = Cpu.SS
+        offset += register(rm)
+        size = (0, 1, 4)[mod]
+        return offset + int.from_bytes(raw[behind : behind + size], "little", signed=True) & 0xFFFFFFFF, segment
+
+    def _offset_16(self, raw: bytes, at: int, mod: int, rm: int) -> tuple[int, int]:
+        if mod == 0 and rm == 6:
+            return int.from_bytes(raw[at + 1 : at + 3], "little"), Cpu.DS
+        bases = _BASES_16[rm]
+        offset = sum(self.vcpu.register(n) for n in bases) + int.from_bytes(raw[at + 1 : at + 1 + mod], "little", signed=True)
+        return offset & 0xFFFF, Cpu.SS if 5 in bases else Cpu.DS
+
+    def read(self, instruction: Instruction, size: int) -> int:
+        """The r/m operand of `size` bytes."""
+        if instruction.modrm >= 0xC0:
+            return self.vcpu.register(instruction.modrm & 7) & (1 << 8 * size) - 1
+        return self.linear.read_int(self.address(instruction), size, self.vcpu.cpl == 3)
+
+    def write(self, instruction: Instruction, size: int, value: int) -> None:
+        """Writes the r/m operand; a register keeps its upper part when `size` is 2."""
+        if instruction.modrm >= 0xC0:
+            self.write_register(instruction.modrm & 7, size, value)
+        else:
+            self.linear.write_int(self.address(instruction), size, value, self.vcpu.cpl == 3)
+
+    def write_register(self, number: int, size: int, value: int) -> None:
+        """Writes a general register's low `size` bytes."""
+        vcpu = self.vcpu
+        mask = (1 << 8 * size) - 1
+        vcpu.set_register(number, vcpu.register(number) & ~mask | value & mask)
+
+    def push(self, *values: int, size: int = 4) -> None:
+        """Pushes values on the current stack, the first one first; nothing changes when any would fault."""
+        vcpu = self.vcpu
+        mask = 0xFFFFFFFF if vcpu.ss.wide else 0xFFFF
+        esp = vcpu.esp - size * len(values) & mask
+        image = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(values))
+        self.linear.write(vcpu.ss.base + esp & 0xFFFFFFFF, image, vcpu.cpl == 3)
+        vcpu.esp = vcpu.esp & ~mask | esp
+
+    def peek(self, count: int, size: int = 4) -> list[int]:
+        """The `count` topmost values of the stack, which stay there."""
+        vcpu = self.vcpu
+        mask = 0xFFFFFFFF if vcpu.ss.wide else 0xFFFF
+        image = self.linear.read(vcpu.ss.base + (vcpu.esp & mask) & 0xFFFFFFFF, size * count, vcpu.cpl == 3)
+        return [int.from_bytes(image[n : n + size], "little") for n in range(0, len(image), size)]
+
+    def drop(self, size: int) -> None:
+        """Moves the stack pointer over `size` bytes."""
+        vcpu = self.vcpu
+        mask = 0xFFFFFFFF if vcpu.ss.wide else 0xFFFF
+        vcpu.esp = vcpu.esp & ~mask | vcpu.esp + size & mask

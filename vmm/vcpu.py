@@ -1,0 +1,140 @@
+"""The virtual CPU: the state that the guest believes in where it differs from the physical CPU's.
+
+General registers, arithmetic flags, FPU state and the data segments are always in the physical CPU and are the guest's own.
+What is virtual stands here: control registers, IF and IOPL, CS and SS in virtual kernel mode, descriptor-table and task
+registers, MSRs. Words that translated code reads live in the window and are reached through `words`. Knows no back-end.
+"""
+
+from __future__ import annotations
+
+from vmm.cpu_state import Cpu
+from vmm.machine import Machine
+from vmm.words import Word
+from vmm.x86.bits import Flag
+from vmm.x86.descriptors import NULL, Segment
+
+_VIRTUAL_FLAGS = Flag.IF | Flag.IOPL
+
+
+def _word(offset: int, name: str) -> property:
+    index = offset >> 2
+
+    def read(self: Vcpu) -> int:
+        return self.words[index]
+
+    def write(self: Vcpu, value: int) -> None:
+        self.words[index] = value & 0xFFFFFFFF
+
+    return property(read, write, doc=name)
+
+
+class Vcpu:
+    """One virtual CPU. words: the first page of the window as 32-bit words, or any memory of that size.
+
+    eip, cpl, cs and ss are exact whenever the monitor handles an exit.
+    """
+
+    cr0 = _word(Word.CR0, "CR0 as the guest sees it")
+    cr2 = _word(Word.CR2, "CR2")
+    cr3 = _word(Word.CR3, "CR3")
+    cr4 = _word(Word.CR4, "CR4")
+    gdt_limit = _word(Word.GDT_LIMIT, "GDTR limit")
+    gdt_base = _word(Word.GDT_BASE, "GDTR base, linear")
+    idt_limit = _word(Word.IDT_LIMIT, "IDTR limit")
+    idt_base = _word(Word.IDT_BASE, "IDTR base, linear")
+    virtual_flags = _word(Word.FLAGS, "IF and IOPL in EFLAGS' places")
+
+    def __init__(self, machine: Machine, words: memoryview) -> None:
+        self.machine, self.state, self.words = machine, machine.state, words
+        self.eip = 0
+        self.cpl = 0
+        self.efer = 0
+        self._cs = self._ss = self._ldt = self._tr = NULL
+        self.trap_flag = False  # TF in virtual kernel mode; in user mode the physical one is used
+        self.inhibited = False  # no interrupt before the next instruction is done: behind sti and loads of SS
+        self.halted = False
+        self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
+        self.msrs: dict[int, int] = {}
+
+    @property
+    def cs(self) -> Segment:
+        """CS in virtual kernel mode, with the selector that the guest sees."""
+        return self._cs
+
+    @cs.setter
+    def cs(self, segment: Segment) -> None:
+        self._cs = segment
+        self.words[Word.CS >> 2] = segment.selector
+
+    @property
+    def ss(self) -> Segment:
+        """SS in virtual kernel mode."""
+        return self._ss
+
+    @ss.setter
+    def ss(self, segment: Segment) -> None:
+        self._ss = segment
+        self.words[Word.SS >> 2] = segment.selector
+
+    @property
+    def ldt(self) -> Segment:
+        """The local descriptor table register."""
+        return self._ldt
+
+    @ldt.setter
+    def ldt(self, segment: Segment) -> None:
+        self._ldt = segment
+        self.words[Word.LDT >> 2] = segment.selector
+
+    @property
+    def tr(self) -> Segment:
+        """The task register."""
+        return self._tr
+
+    @tr.setter
+    def tr(self, segment: Segment) -> None:
+        self._tr = segment
+        self.words[Word.TR >> 2] = segment.selector
+
+    @property
+    def interrupts_on(self) -> bool:
+        """The virtual IF."""
+        return bool(self.words[Word.FLAGS >> 2] & Flag.IF)
+
+    @property
+    def iopl(self) -> int:
+        """The virtual IOPL."""
+        return self.words[Word.FLAGS >> 2] >> 12 & 3
+
+    def flags(self) -> int:
+        """EFLAGS as the guest sees it."""
+        flags = self.machine.flags() & ~(_VIRTUAL_FLAGS | Flag.TF) | self.virtual_flags
+        if self.cpl == 3:
+            return flags | self.state[Cpu.EFLAGS] & Flag.TF
+        return flags | Flag.TF if self.trap_flag else flags
+
+    def set_flags(self, value: int) -> None:
+        """Writes EFLAGS whole; CPL must be the new one already, for TF's sake."""
+        self.virtual_flags = value & _VIRTUAL_FLAGS
+        physical = value & ~(_VIRTUAL_FLAGS | Flag.TF | Flag.VM | Flag.RF) | Flag.IF
+        if self.cpl == 3:
+            physical |= value & Flag.TF
+            self.trap_flag = False
+        else:
+            self.trap_flag = bool(value & Flag.TF)
+        self.machine.set_flags(physical & 0x3F7FD7 | 2)
+
+    def register(self, number: int) -> int:
+        """General register by its encoding, 32 bits."""
+        return self.state[2 * number]
+
+    def set_register(self, number: int, value: int) -> None:
+        self.state[2 * number] = value & 0xFFFFFFFF
+
+    @property
+    def esp(self) -> int:
+        return self.state[Cpu.ESP]
+
+    @esp.setter
+    def esp(self, value: int) -> None:
+        self.state[Cpu.ESP] = value & 0xFFFFFFFF

@@ -1,0 +1,203 @@
+"""One virtual machine: its memory, virtual CPU, devices and back-end, put together, and its run loop.
+
+Knows every part by its contract. Decides only when the guest runs, when devices have their turn and when it ends.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Sequence
+
+from vmm.backends.bt import BinaryTranslation, BtOptions
+from vmm.board import build_board
+from vmm.boot import load
+from vmm.boot.start import Start
+from vmm.clock import SECOND, Clock
+from vmm.console import Console, Recorder
+from vmm.cpu_state import GENERAL, Cpu
+from vmm.cpuid import cpuid, initial_msrs
+from vmm.devices import stop as device_stop
+from vmm.devices.disk import Disk
+from vmm.emulate import set_cr0
+from vmm.errors import InputError
+from vmm.events import Events
+from vmm.exits import End, Stop
+from vmm.machine import FRAME, MIB, Machine
+from vmm.memory import GuestMemory
+from vmm.mmu.descriptors import ShadowDescriptors
+from vmm.mmu.host import HostSpace
+from vmm.mmu.linear import LinearMemory
+from vmm.mmu.shadow import ShadowMmu
+from vmm.mmu.walk import GuestPaging
+from vmm.monitor import Monitor
+from vmm.operands import Operands
+from vmm.segments import Segments
+from vmm.stats import Statistics
+from vmm.ticker import LONGEST, Ticker
+from vmm.vcpu import Vcpu
+from vmm.x86.bits import Cr0, Flag
+from vmm.x86.descriptors import segment
+
+_RUNS = 24 * MIB  # host-physical memory for windows and the host's own tables
+_TABLES = 40 * MIB  # and for shadow tables
+_LAPIC_FRAME = 0xFEE00000 >> 12
+
+_STOPS = {
+    device_stop.StopKind.RESET: End.RESET,
+    device_stop.StopKind.POWER_OFF: End.SHUTDOWN,
+    device_stop.StopKind.DEBUG_EXIT: End.REPORTED,
+}
+
+
+def machine_for(memory_mib: int) -> Machine:
+    """A physical machine large enough for one VM of so much memory."""
+    return Machine(memory_mib * MIB + _TABLES + _RUNS, _RUNS)
+
+
+class Vm:
+    """A VM on a machine: `Vm(machine, ...)`, `load(...)`, `run()`.
+
+    memory_mib: guest memory in MiB. options: how the back-end works. disks: in the order primary master, primary slave, ...
+    console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        memory_mib: int = 128,
+        options: BtOptions | None = None,
+        disks: Sequence[Disk] = (),
+        console: Console | None = None,
+        time_source: Callable[[], int] | None = None,
+    ) -> None:
+        if not 1 <= memory_mib <= 3072:
+            raise InputError(f"-m {memory_mib}: guest memory must be 1 to 3072 MiB")
+        options = options or BtOptions()
+        self.machine = machine
+        self.console: Console = console or Recorder()
+        self.stopped: Stop | None = None
+        self.stats = Statistics()
+        self.clock = Clock(time_source)
+        host = HostSpace(machine)
+        self.memory = GuestMemory(machine, memory_mib * MIB)
+        self.paging = GuestPaging(self.memory)
+        self.mmu = ShadowMmu(machine, self.memory, self.paging, host, deprivileged=options.ring == 3)
+        self.linear = LinearMemory(self.memory, self.paging)
+        (self.scratch_frame, empty, lapic_frame) = machine.allocate(3)
+        machine.clear(empty)
+        self.empty_root = empty * FRAME
+        self._host = host
+        self._lapic_page = lapic_frame * FRAME
+        self.backend = BinaryTranslation(self, options)
+        self.vcpu = Vcpu(machine, self.backend.words)
+        self.vcpu.msrs = initial_msrs()
+        self.segments = Segments(self.vcpu, self.linear)
+        self.operands = Operands(self.vcpu, self.linear)
+        self.events = Events(self.vcpu, self.linear, self.segments)
+        self.descriptors = ShadowDescriptors(machine, self.memory, self.paging, self.mmu, host, self.vcpu, options.ring)
+        self.monitor = Monitor(self)
+        self.board = build_board(
+            self.memory,
+            self.clock,
+            console=self.console.write,
+            disks=disks,
+            stop=self._device_stop,
+            interrupts_changed=lambda: self.backend.interrupts_changed(self.board.interrupts.pending()),
+        )
+        self.start: Start | None = None
+
+    # -- loading ---------------------------------------------------------------------------------------------------------------
+
+    def load(
+        self, path: str, *, append: str = "", modules: Sequence[str] = (), initrd: str | None = None, address: int | None = None
+    ) -> None:
+        """Loads a kernel and sets the virtual CPU to its entry. Raises InputError."""
+        start = load(path, self.memory, append=append, modules=modules, initrd=initrd, address=address)
+        self.start = start
+        vcpu, machine = self.vcpu, self.machine
+        machine.enter_long_mode(self.mmu.current.cr3)
+        self.descriptors.enter(user=False)
+        vcpu.cpl = 0
+        vcpu.gdt_base, vcpu.gdt_limit = start.gdt_base, start.gdt_limit
+        vcpu.idt_base, vcpu.idt_limit = 0, 0x3FF
+        vcpu.cr0 = Cr0.PE | Cr0.ET
+        set_cr0(self, Cr0.PE | Cr0.ET)
+        vcpu.cs = segment(start.cs, self._initial_descriptor(start.cs))
+        vcpu.ss = segment(start.ds, self._initial_descriptor(start.ds))
+        ring = self.backend.ring
+        for register in (Cpu.ES, Cpu.DS, Cpu.FS, Cpu.GS):
+            machine.set_segment(register, start.ds, 0, 0xFFFFFFFF, 0x00CF9300 | ring << 13)
+        values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
+        for register, value in zip(GENERAL, values, strict=True):
+            machine.state[register] = value
+        vcpu.set_flags(start.eflags & ~Flag.IF)
+        vcpu.eip = start.entry
+        self.backend.start()
+
+    def _initial_descriptor(self, selector: int) -> int:
+        assert self.start is not None
+        return int.from_bytes(self.memory.read(self.start.gdt_base + (selector & 0xFFF8), 8), "little")
+
+    # -- running ---------------------------------------------------------------------------------------------------------------
+
+    def run(self, timeout: float | None = None) -> Stop:
+        """Runs until the guest ends the run, `timeout` seconds have passed, or somebody calls `stop`."""
+        end = None if timeout is None else time.monotonic() + timeout
+        began, cpu_began = time.monotonic(), time.process_time()
+        with Ticker(self.machine) as ticker:
+            while self.stopped is None:
+                self.clock.run_due()
+                self._console_turn()
+                if self.stopped is None and self.vcpu.halted:
+                    self._wait(end)
+                if end is not None and time.monotonic() > end:
+                    self.stop(Stop(End.TIMEOUT, f"time-out after {timeout:g} s"))
+                if self.stopped is None and not self.vcpu.halted:
+                    ticker.due_in(self._until_next(end))
+                    self.backend.run()
+        self.stats.seconds += time.monotonic() - began
+        self.stats.cpu_seconds += time.process_time() - cpu_began
+        self.backend.synchronize()
+        return self.stopped
+
+    def stop(self, stop: Stop) -> None:
+        """Ends the run; the first reason counts."""
+        if self.stopped is None:
+            self.stopped = stop
+        if self.machine.running:
+            self.machine.stop()
+
+    def _until_next(self, end: float | None) -> float:
+        """Seconds until something is due."""
+        deadline = self.clock.next_deadline()
+        left = LONGEST if deadline is None else max(0.0, (deadline - self.clock.now()) / SECOND)
+        return left if end is None else max(0.0, min(left, end - time.monotonic()))
+
+    def _wait(self, end: float | None) -> None:
+        """HLT: sleeps until an interrupt, input or the end."""
+        if self.board.interrupts.pending() and self.vcpu.interrupts_on:
+            self.vcpu.halted = False
+            return
+        if not self.vcpu.interrupts_on:
+            self.stop(Stop(End.DIED, "halted for good: hlt with interrupts disabled"))
+            return
+        seconds = self._until_next(end)
+        descriptor = self.console.fileno()
+        if descriptor is not None:
+            select.select([descriptor], [], [], min(seconds, 0.1))
+        else:
+            time.sleep(min(seconds, LONGEST))
+
+    def _console_turn(self) -> None:
+        keys = self.console.poll()
+        if keys:
+            self.board.serial.receive(keys)
+
+    def _device_stop(self, asked: device_stop.Stop) -> None:
+        self.stop(Stop(_STOPS[asked.kind], f"{asked.kind.value} by the guest ({asked.by})", asked.value))
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """What CPUID answers."""
+        return cpuid(leaf, subleaf)

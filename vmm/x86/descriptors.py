@@ -1,0 +1,50 @@
+"""Segment descriptors and selectors: SDM 3A 3.4 "Logical and Linear Addresses", 3.5 "System Descriptor Types"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ACCESSED, WRITABLE, CONFORMING, CODE = 1 << 8, 1 << 9, 1 << 10, 1 << 11  # in a descriptor's second word
+SEGMENT = 1 << 12  # code or data, not a system descriptor
+PRESENT = 1 << 15
+WIDE = 1 << 22  # D or B: 32-bit
+GRANULAR = 1 << 23
+
+LDT_TYPE, TSS_AVAILABLE, TSS_BUSY, CALL_GATE, TASK_GATE, INTERRUPT_GATE, TRAP_GATE = 2, 9, 11, 12, 5, 14, 15
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment register with its hidden part: selector, linear base, limit in bytes (inclusive), second descriptor word."""
+
+    selector: int
+    base: int
+    limit: int
+    attributes: int
+
+    @property
+    def wide(self) -> bool:
+        """32-bit code, or a 32-bit stack."""
+        return bool(self.attributes & WIDE)
+
+
+NULL = Segment(0, 0, 0, 0)
+
+
+def segment(selector: int, descriptor: int) -> Segment:
+    """The hidden part that loading `selector` takes from an 8-byte descriptor."""
+    low, high = descriptor & 0xFFFFFFFF, descriptor >> 32
+    limit = low & 0xFFFF | high & 0xF0000
+    if high & GRANULAR:
+        limit = limit << 12 | 0xFFF
+    return Segment(selector, low >> 16 | (high & 0xFF) << 16 | high & 0xFF000000, limit, high)
+
+
+def dpl(high: int) -> int:
+    """Descriptor privilege level of a second descriptor word."""
+    return high >> 13 & 3
+
+
+def system_type(high: int) -> int:
+    """Type of a system descriptor."""
+    return high >> 8 & 0xF
