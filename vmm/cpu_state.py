@@ -36,26 +36,31 @@ GENERAL = (Cpu.EAX, Cpu.ECX, Cpu.EDX, Cpu.EBX, Cpu.ESP, Cpu.EBP, Cpu.ESI, Cpu.ED
 _SCAN = 64 * 1024  # bytes behind a pointer in which the state is looked for
 
 
-def find_live_state(engine: int, write_general: Callable[[int, int], None], write_debug: Callable[[int, int], None]) -> tuple[int, int]:
-    """Finds the live state of the CPU of the engine at address `engine`.
+def find_live_state(engine: int, size: int, write_general: Callable[[int, int], None], write_debug: Callable[[int, int], None]) -> tuple[int, int]:
+    """Finds the live state, `size` bytes, of the CPU of the engine at address `engine`.
 
     write_general(n, value) and write_debug(n, value) write 64-bit general register n and debug register n by the engine's
     own interface. Returns the state's address and the index of debug register 0. Raises LayoutError unless exactly one
     place follows what is written.
     """
-    magic = [0x5A17_0000_1234_0001 + (n << 20) for n in range(8)]
-    for n, value in enumerate(magic):
-        write_general(n, value)
-    pattern = struct.pack("<8Q", *magic)
     with open("/proc/self/mem", "rb", buffering=0) as process:
-        found = _behind_pointers(process.fileno(), engine, pattern)
-        if len(found) != 1:
-            raise LayoutError(f"the CPU's live state: {len(found)} candidates")
-        address = found.pop()
+        candidates: set[int] | None = None
+        for round_ in range(2):  # a copy of the first pattern that lies about does not follow the second one
+            for n in range(8):
+                write_general(n, _general_magic(round_, n))
+            pattern = struct.pack("<8Q", *(_general_magic(round_, n) for n in range(8)))
+            if candidates is None:
+                candidates = _behind_pointers(process.fileno(), engine, pattern)
+            else:
+                candidates = {at for at in candidates if os.pread(process.fileno(), len(pattern), at) == pattern}
+        assert candidates is not None
+        if len(candidates) != 1:
+            raise LayoutError(f"the CPU's live state: {len(candidates)} candidates")
+        address = candidates.pop()
         debug = [0x0BAD_0000_0000_1000 + n for n in range(4)]
         for n, value in enumerate(debug):
             write_debug(n, value)
-        image = os.pread(process.fileno(), _SCAN, address)
+        image = os.pread(process.fileno(), size, address)
     places = _occurrences(image, struct.pack("<4Q", *debug))
     if len(places) != 1 or places[0] % 8:
         raise LayoutError(f"the debug registers in the CPU's state: {len(places)} candidates")
@@ -64,6 +69,10 @@ def find_live_state(engine: int, write_general: Callable[[int, int], None], writ
     for n in range(4):
         write_debug(n, 0)
     return address, places[0] // 4
+
+
+def _general_magic(round_: int, n: int) -> int:
+    return 0x5A17_0000_1234_0001 + (round_ << 40) + (n << 20)
 
 
 def find_exit_check_flag(engine: int, state_size: int) -> int | None:
@@ -83,7 +92,7 @@ def find_exit_check_flag(engine: int, state_size: int) -> int | None:
 
 def _behind_pointers(process: int, engine: int, pattern: bytes) -> set[int]:
     """Addresses of `pattern` in the memory behind every pointer that the engine's structure holds."""
-    found = set()
+    found: set[int] = set()
     words = struct.unpack("<750Q", os.pread(process, 6000, engine))
     for pointer in {word for word in words if 0x10000 < word < 1 << 47 and word % 8 == 0}:
         try:

@@ -15,7 +15,23 @@ from vmm.cpuid import EFER
 from vmm.exits import RESUME, WAIT, End, Outcome, Stop, Stopped
 from vmm.faults import GuestFault
 from vmm.x86.bits import Cr0, Cr4, Efer, Flag, Vector
-from vmm.x86.descriptors import CALL_GATE, CODE, CONFORMING, LDT_TYPE, NULL, PRESENT, SEGMENT, TASK_GATE, TSS_AVAILABLE, TSS_BUSY, WRITABLE, Segment, dpl, segment, system_type
+from vmm.x86.descriptors import (
+    CALL_GATE,
+    CODE,
+    CONFORMING,
+    LDT_TYPE,
+    NULL,
+    PRESENT,
+    SEGMENT,
+    TASK_GATE,
+    TSS_AVAILABLE,
+    TSS_BUSY,
+    WRITABLE,
+    Segment,
+    dpl,
+    segment,
+    system_type,
+)
 
 if TYPE_CHECKING:
     from vmm.vm import Vm

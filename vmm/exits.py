@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from bt.block import Instruction
+from bt.decode import Instruction
 from bt.sensitive import Row
 
 
@@ -67,7 +67,7 @@ class External:
     """An interrupt is pending, IF is set and the guest is at an instruction boundary."""
 
 
-Exit = Sensitive | Raised | PageFault | SoftwareInterrupt | DeviceMemory | External
+Exit = Sensitive | Raised | PageFault | SoftwareInterrupt | DeviceMemory | PortAccess | External
 
 
 @dataclass(frozen=True, slots=True)

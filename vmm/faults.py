@@ -15,8 +15,8 @@ class GuestFault(Exception):
 
 
 class GuestPageFault(GuestFault):
-    """The guest's own tables forbid an access to `gva`: a true fault."""
+    """The guest's own tables forbid an access to `gva`: a true fault, with error code `code`."""
 
-    def __init__(self, gva: int, error: int) -> None:
-        super().__init__(14, error)
-        self.gva = gva
+    def __init__(self, gva: int, code: int) -> None:
+        super().__init__(14, code)
+        self.gva, self.code = gva, code

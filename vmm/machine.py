@@ -218,12 +218,13 @@ class Machine:
         """Finds the live CPU state and the exit-check flag; raises LayoutError when it is ambiguous."""
         general = [getattr(uc_x86, f"UC_X86_REG_{name}") for name in ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")]
         engine = self._handle.value or 0
+        size = uclib.uc_context_size(self._handle) - _CONTEXT_HEADER
         address, debug = find_live_state(
             engine,
+            size,
             lambda n, value: self._uc.reg_write(general[n], value),
             lambda n, value: self._uc.reg_write(uc_x86.UC_X86_REG_DR0 + n, value),
         )
-        size = uclib.uc_context_size(self._handle) - _CONTEXT_HEADER
         self._image = (ctypes.c_uint32 * (size // 4)).from_address(address)
         self.state = memoryview(self._image).cast("B").cast("I")
         self.error_code, self.is_int, self.old_exception = debug - 4, debug - 3, debug + 24

@@ -32,7 +32,7 @@ class GuestMemory:
         self.count = len(self.frames)
         self.state = bytearray(self.count)
         self.memory, self.words = machine.memory, machine.words
-        self.before_write: Callable[[int], None] = lambda gfn: None
+        self.before_write: Callable[[int], bool] = lambda gfn: True
         self.read_only: dict[int, int] = {}  # gfn outside RAM -> hfn of a frame that may be read in its place
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ class Ticker:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._due = 0.0
-        self._done = False
+        self._done = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="ticker", daemon=True)
 
     def __enter__(self) -> Ticker:
@@ -29,7 +29,7 @@ class Ticker:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._done = True
+        self._done.set()
         self._thread.join()
 
     def due_in(self, seconds: float) -> None:
@@ -37,10 +37,9 @@ class Ticker:
         self._due = time.monotonic() + min(seconds, LONGEST)
 
     def _tick(self) -> None:
-        while not self._done:
-            left = self._due - time.monotonic()
-            if left > 0:
-                time.sleep(min(left, LONGEST))
-            else:
+        pause = 0.0
+        while not self._done.wait(pause):
+            pause = min(self._due - time.monotonic(), LONGEST)
+            if pause <= 0:
                 self.machine.kick()
-                time.sleep(_REPEAT)
+                pause = _REPEAT

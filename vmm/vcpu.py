@@ -44,7 +44,7 @@ class Vcpu:
     idt_base = _word(Word.IDT_BASE, "IDTR base, linear")
     virtual_flags = _word(Word.FLAGS, "IF and IOPL in EFLAGS' places")
 
-    def __init__(self, machine: Machine, words: memoryview) -> None:
+    def __init__(self, machine: Machine, words: memoryview[int]) -> None:
         self.machine, self.state, self.words = machine, machine.state, words
         self.eip = 0
         self.cpl = 0
@@ -126,7 +126,8 @@ class Vcpu:
 
     def register(self, number: int) -> int:
         """General register by its encoding, 32 bits."""
-        return self.state[2 * number]
+        value: int = self.state[2 * number]
+        return value
 
     def set_register(self, number: int, value: int) -> None:
         self.state[2 * number] = value & 0xFFFFFFFF

@@ -18,6 +18,7 @@ from bt.cache import CacheFull, Source, TranslationCache
 from bt.decode import memory_access
 from bt.discover import LONGEST, discover
 from bt.emit import TRAP_VECTOR, Options
+from bt.sensitive import classify
 from bt.window import CODE, Word
 from vmm.backends.window import NoRoom, Window
 from vmm.cpu_state import Cpu
@@ -27,6 +28,7 @@ from vmm.machine import MIB
 from vmm.memory import CODE as CODE_USE
 from vmm.memory import DESCRIPTORS
 from vmm.mmu.shadow import DeviceAccess, StepOver
+from vmm.ports import port_allowed
 from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
 from vmm.x86.descriptors import Segment
 
@@ -217,7 +219,7 @@ class BinaryTranslation:
                 return
             except GuestPageFault as fault:
                 self._abandon_step()
-                if not self._handled(PageFault(fault.gva, fault.error)):
+                if not self._handled(PageFault(fault.gva, fault.code)):
                     return
             except CacheFull:
                 self._flush()
@@ -266,7 +268,7 @@ class BinaryTranslation:
 
     def _mode(self) -> Mode:
         vcpu = self.vm.vcpu
-        return self.cache.mode(vcpu.cs.base, vcpu.ss.base, vcpu.ss.wide and not vcpu.iopl)
+        return self.cache.mode(vcpu.cs.base, vcpu.ss.base, vcpu.ss.wide and not vcpu.iopl and not vcpu.trap_flag)
 
     def _capture_user(self) -> None:
         """Out of direct execution in user mode: the vCPU's EIP, CPL, CS and SS are the physical ones."""
@@ -354,7 +356,7 @@ class BinaryTranslation:
                 self._capture_user()
             else:
                 self._recover(self.state[Cpu.EIP])
-            self._exit(PageFault(fault.gva, fault.error))
+            self._exit(PageFault(fault.gva, fault.code))
             return True
         if filled:
             self.vm.stats.architectural["shadow descriptor"] += 1
@@ -466,7 +468,7 @@ class BinaryTranslation:
         except GuestPageFault as fault:
             stats.architectural["exception 14"] += 1
             self._recover(address)
-            self._exit(PageFault(fault.gva, fault.error))
+            self._exit(PageFault(fault.gva, fault.code))
             return
         match outcome:
             case None:
@@ -511,13 +513,9 @@ class BinaryTranslation:
         vcpu = self.vm.vcpu
         self.vm.stats.architectural["interrupt window"] += 1
         instruction = next(i for i in translation.block.instructions if i.address == vcpu.eip)
-        row = self._row(instruction.opcode, instruction.modrm)
+        row = classify(instruction.opcode, instruction.modrm)
+        assert row is not None
         self._exit(Sensitive(instruction, row))
-
-    def _row(self, opcode: int, modrm: int):  # type: ignore[no-untyped-def]
-        from bt.sensitive import classify
-
-        return classify(opcode, modrm)
 
     def _user_exit(self, vector: int, address: int, software: bool) -> None:
         vm, stats, state, machine = self.vm, self.vm.stats, self.state, self.machine
@@ -538,8 +536,6 @@ class BinaryTranslation:
             vm.vcpu.eip = address - size & 0xFFFFFFFF
             self._exit(SoftwareInterrupt(vector, address))
         elif vector == Vector.DB and self.after_step is not None:
-            tracing = bool(vm.vcpu.trap_flag)
-            del tracing
             self._stepped()
         else:
             stats.architectural[f"exception {vector}"] += 1
@@ -552,7 +548,7 @@ class BinaryTranslation:
         except GuestPageFault as fault:
             stats.architectural["exception 14"] += 1
             self._capture_user()
-            self._exit(PageFault(fault.gva, fault.error))
+            self._exit(PageFault(fault.gva, fault.code))
             return
         match outcome:
             case None:
@@ -602,8 +598,6 @@ class BinaryTranslation:
         return self.vm.board.bus.port(port, size, value)
 
     def _port_allowed(self, port: int, size: int) -> bool:
-        from vmm.ports import port_allowed
-
         vm = self.vm
         vm.vcpu.cpl = 3
         try:

@@ -55,7 +55,7 @@ class ShadowDescriptors:
 
     def fill(self, error: int, user: bool) -> bool:
         """A load of a selector faulted with this error code: shows the guest's descriptor to the CPU. False: the fault is true."""
-        if error & 3 or not error & ~7:
+        if error & 3 or not error & ~3:
             return False
         vcpu = self.vcpu
         base, limit = (vcpu.ldt.base, vcpu.ldt.limit) if error & 4 else (vcpu.gdt_base, vcpu.gdt_limit)
@@ -69,13 +69,14 @@ class ShadowDescriptors:
             low, high = (int.from_bytes(self.memory.read(gpa + n, 4), "little") for n in (0, 4))
         else:
             low, high = self.memory.read32(gpa), self.memory.read32(gpa + 4)
-        if not high & SEGMENT or not high & PRESENT:
+        if not high & SEGMENT:
             return False
         level = dpl(high) if user and self.ring == 3 else max(dpl(high), self.ring)
         shadow = low | (high & ~0x6000 | level << 13 | ACCESSED) << 32
         if self.quads[index] == shadow:
             return False
-        self.memory.set_bits(gpa + 4 & ~3, ACCESSED if not gpa & 3 else 0)
+        if high & PRESENT:
+            self.memory.set_bits(gpa + 4 & ~3, ACCESSED if not gpa & 3 else 0)
         self.quads[index] = shadow
         for gfn in {gpa >> 12, gpa + 7 >> 12}:
             if gfn < self.memory.count:

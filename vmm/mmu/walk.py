@@ -13,7 +13,7 @@ from vmm.memory import GuestMemory
 from vmm.x86.bits import Cr0, Cr4, Efer, Fault, Pte
 
 PHYSICAL_BITS = 36  # MAXPHYADDR, as CPUID tells the guest
-_PAE_RESERVED = (1 << 52) - (1 << PHYSICAL_BITS)  # in every PAE entry; bits 52-62 are ignored by the walker
+_PAE_RESERVED = (1 << 63) - (1 << PHYSICAL_BITS)  # in every PAE entry; bit 63 is NX or reserved
 PDPTE_RESERVED = ((1 << 64) - (1 << PHYSICAL_BITS)) | 0x1E6
 _PSE_RESERVED = 1 << 21
 _LARGE_PAE_RESERVED = 0x1FE000
