@@ -228,7 +228,7 @@ def _tables_dropped(vm: Vm) -> None:
 def clts(vm: Vm, instruction: Instruction) -> Result:
     _privileged(vm)
     vm.vcpu.cr0 &= ~Cr0.TS
-    vm.machine.set_task_switched(False)
+    vm.backend.control_changed()
     return None
 
 
@@ -540,7 +540,7 @@ def lar(vm: Vm, instruction: Instruction) -> Result:
     high = _visible(vm, vm.operands.read(instruction, 2), (1, LDT_TYPE, 3, 4, TASK_GATE, TSS_AVAILABLE, TSS_BUSY, CALL_GATE))
     _set_zf(vm, high is not None)
     if high is not None:
-        vm.operands.write_register(instruction.modrm >> 3 & 7, vm.operands.size(instruction), high & 0xFFFF00)
+        vm.operands.write_register(instruction.modrm >> 3 & 7, vm.operands.size(instruction), high & 0xF0FF00)
     return None
 
 

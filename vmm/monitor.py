@@ -66,6 +66,7 @@ class Monitor:
                 return RESUME
             case External():
                 vector = vm.board.interrupts.acknowledge()
+                vm.lapic_page.refresh()
                 vm.stats.injected[vector] += 1
                 vm.events.interrupt(vector, vcpu.eip, software=False)
                 return RESUME

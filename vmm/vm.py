@@ -9,7 +9,7 @@ import select
 import time
 from collections.abc import Callable, Sequence
 
-from vmm.board import build_board
+from vmm.board import LOCAL_APIC, build_board
 from vmm.devices.disk import Disk
 
 from vmm.backends.bt import BinaryTranslation, BtOptions
@@ -24,6 +24,7 @@ from vmm.emulate import set_cr0
 from vmm.errors import InputError
 from vmm.events import Events
 from vmm.exits import End, Stop
+from vmm.lapic_page import LapicPage
 from vmm.machine import FRAME, MIB, Machine
 from vmm.memory import GuestMemory
 from vmm.mmu.descriptors import ShadowDescriptors
@@ -42,7 +43,6 @@ from vmm.x86.descriptors import segment
 
 _RUNS = 24 * MIB  # host-physical memory for windows and the host's own tables
 _TABLES = 40 * MIB  # and for shadow tables
-_LAPIC_FRAME = 0xFEE00000 >> 12
 
 _STOPS = {
     device_stop.StopKind.RESET: End.RESET,
@@ -79,6 +79,7 @@ class Vm:
         self.machine = machine
         self.console: Console = console or Recorder()
         self.stopped: Stop | None = None
+        self.start: Start | None = None
         self.stats = Statistics()
         self.clock = Clock(time_source)
         host = HostSpace(machine)
@@ -89,8 +90,6 @@ class Vm:
         (self.scratch_frame, empty, lapic_frame) = machine.allocate(3)
         machine.clear(empty)
         self.empty_root = empty * FRAME
-        self._host = host
-        self._lapic_page = lapic_frame * FRAME
         self.backend = BinaryTranslation(self, options)
         self.vcpu = Vcpu(machine, self.backend.words)
         self.vcpu.msrs = initial_msrs()
@@ -105,9 +104,10 @@ class Vm:
             console=self.console.write,
             disks=disks,
             stop=self._device_stop,
-            interrupts_changed=lambda: self.backend.interrupts_changed(self.board.interrupts.pending()),
+            interrupts_changed=self._interrupts_changed,
         )
-        self.start: Start | None = None
+        self.lapic_page = LapicPage(machine, self.memory, self.mmu, self.board.interrupts.lapic, lapic_frame)
+        self.board.bus.attach_memory(LOCAL_APIC, FRAME, self.lapic_page)
 
     # -- loading ---------------------------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class Vm:
 
     def _wait(self, end: float | None) -> None:
         """HLT: sleeps until an interrupt, input or the end."""
-        if self.board.interrupts.pending() and self.vcpu.interrupts_on:
+        if self.board.interrupts.asserted and self.vcpu.interrupts_on:
             self.vcpu.halted = False
             return
         if not self.vcpu.interrupts_on:
@@ -195,6 +195,10 @@ class Vm:
         keys = self.console.poll()
         if keys:
             self.board.serial.receive(keys)
+
+    def _interrupts_changed(self) -> None:
+        if self.start is not None:  # devices settle their lines while they are built
+            self.backend.interrupts_changed(self.board.interrupts.asserted)
 
     def _device_stop(self, asked: device_stop.Stop) -> None:
         self.stop(Stop(_STOPS[asked.kind], f"{asked.kind.value} by the guest ({asked.by})", asked.value))

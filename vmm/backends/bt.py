@@ -94,8 +94,10 @@ class BinaryTranslation:
         vcpu = self.vm.vcpu
         cr0 = _PHYSICAL_CR0 | vcpu.cr0 & _GUEST_CR0
         cr4 = _PHYSICAL_CR4 | vcpu.cr4 & _GUEST_CR4
-        if self.physical_control != (cr0, cr4):
-            self.physical_control = cr0, cr4
+        before, self.physical_control = self.physical_control, (cr0, cr4)
+        if before == (cr0 ^ Cr0.TS, cr4):
+            self.machine.set_task_switched(bool(cr0 & Cr0.TS))
+        elif before != (cr0, cr4):
             self.machine.set_cr0(cr0)
             self.machine.set_cr4(cr4)
 
@@ -145,7 +147,7 @@ class BinaryTranslation:
         if self.exact:
             self.exact = False
             self._resume()
-        elif vm.board.interrupts.pending():
+        elif vm.board.interrupts.asserted:
             self._come_to_boundary()
         if vm.stopped is None and not self.exact:
             self.machine.run()
@@ -197,7 +199,7 @@ class BinaryTranslation:
         vm = self.vm
         vcpu, interrupts = vm.vcpu, vm.board.interrupts
         while True:
-            if interrupts.pending():
+            if interrupts.asserted:
                 if not vcpu.interrupts_on:
                     if not self.window.armed:
                         self.window.ring(True)
@@ -364,7 +366,7 @@ class BinaryTranslation:
 
     def _rolled(self) -> None:
         """A single step on the way out of a stub is done."""
-        if not self.vm.board.interrupts.pending() or not self.words[Word.FLAGS >> 2] & Flag.IF:
+        if not self.vm.board.interrupts.asserted or not self.words[Word.FLAGS >> 2] & Flag.IF:
             self.rolling = False
             self.machine.set_trap_flag(False)
             self._arm_if_needed()
@@ -376,7 +378,7 @@ class BinaryTranslation:
             self.machine.set_trap_flag(True)
 
     def _arm_if_needed(self) -> None:
-        if self.vm.board.interrupts.pending() and not self.words[Word.FLAGS >> 2] & Flag.IF and not self.window.armed:
+        if self.vm.board.interrupts.asserted and not self.words[Word.FLAGS >> 2] & Flag.IF and not self.window.armed:
             self.window.ring(True)
 
     def _trap(self, site: Site) -> None:
@@ -404,7 +406,7 @@ class BinaryTranslation:
                     and ss is vcpu.ss
                     and not vcpu.iopl | vcpu.trap_flag
                     and mode.plain
-                    and not vm.board.interrupts.pending()
+                    and not vm.board.interrupts.asserted
                     and self.after_step is None
                 ):
                     vcpu.inhibited = False

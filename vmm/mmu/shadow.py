@@ -27,6 +27,7 @@ _AROUND_LARGE = 128
 _MANY_CHANGES = 64  # entries changed behind our back after which a table is built anew
 _FLIPS = 4  # times that a page may change between written and executed before it becomes both
 _HFN = 0x000FFFFFFFFFF000
+_PLACES = 64  # remembered places of one frame before they are looked through
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class ShadowMmu:
         self.copies: dict[int, bytes] = {}  # guest directory being stepped over -> what it held
         self.writable: dict[int, list[int]] = {}  # gfn -> quads indices of entries that map it writable (perhaps no more)
         self.executable: dict[int, list[int]] = {}
+        self.borrowed: dict[int, list[int]] = {}  # hfn outside guest memory -> entries that map it read-only
         self.flips: dict[int, int] = {}
         self.window: dict[int, int] = {}  # region -> upper entry, in every root that is not a user's
         self.made_writable: Callable[[int, int], None] = lambda gfn, uses: None
@@ -382,12 +384,13 @@ class ShadowMmu:
         mapping = self.paging.walk(gva, write, user, fetch)
         gfn = mapping.gpa >> 12
         memory = self.memory
-        step = None
+        step = read_only = None
         if gfn >= memory.count:
             hfn = memory.read_only.get(gfn)
             if hfn is None or write:
                 return DeviceAccess(mapping.gpa)
             entry = hfn << 12 | _PRESENT | NX | (_U if mapping.user or self.deprivileged and not user else 0)
+            read_only = hfn
         else:
             both = False
             if memory.state[gfn] and write:
@@ -405,11 +408,11 @@ class ShadowMmu:
         leaf = self._leaf(gva, mapping, user)
         index = leaf.at + (gva >> 12 & 511)
         self.quads[index] = entry
-        if entry & _W:
-            self.writable.setdefault(gfn, []).append(index)
-        if not entry & NX:
-            self.executable.setdefault(gfn, []).append(index)
         self.fills += 1
+        if read_only is not None:
+            self.borrowed.setdefault(read_only, []).append(index)
+            return None
+        self._register(gfn, entry, index)
         if self.paging.enabled:
             if mapping.large:
                 self._fill_large(gva, mapping, leaf, user)
@@ -432,6 +435,28 @@ class ShadowMmu:
 
         self.machine.flush_tlb()
         return unmap
+
+    def forget_frame(self, hfn: int) -> None:
+        """Takes away all mappings of a frame that stood in for a device's registers."""
+        for index in self.borrowed.pop(hfn, ()):
+            if self.quads[index] & _HFN == hfn << 12:
+                self.quads[index] = 0
+        self.machine.flush_tlb()
+
+    def _register(self, gfn: int, entry: int, index: int) -> None:
+        """Remembers where a guest frame is mapped writable or executable, so that the right can be taken back."""
+        if entry & _W:
+            places = self.writable.setdefault(gfn, [])
+            places.append(index)
+            if len(places) > _PLACES:
+                self.writable[gfn] = self._still(places, gfn)
+        if not entry & NX:
+            self.executable.setdefault(gfn, []).append(index)
+
+    def _still(self, places: list[int], gfn: int) -> list[int]:
+        """Those places, each once, that map the frame writable now."""
+        frame = self.memory.frames[gfn] << 12
+        return [index for index in dict.fromkeys(places) if self.quads[index] & _W and self.quads[index] & _HFN == frame]
 
     def _rights(self, mapping: Mapping, gfn: int, write: bool, user: bool) -> int:
         """A leaf entry's bits but its frame."""
@@ -534,10 +559,7 @@ class ShadowMmu:
             shadow = memory.frames[gfn] << 12 | self._rights(around, gfn, False, user)
             quads[index] = shadow
             self.entries += 1
-            if shadow & _W:
-                self.writable.setdefault(gfn, []).append(index)
-            if not shadow & NX:
-                self.executable.setdefault(gfn, []).append(index)
+            self._register(gfn, shadow, index)
             if ahead:
                 self._last_page = max(self._last_page, page - (page & 511) + slot)
 
@@ -553,10 +575,7 @@ class ShadowMmu:
             shadow = memory.frames[gfn] << 12 | self._rights(mapping, gfn, False, user)
             quads[index] = shadow
             self.entries += 1
-            if shadow & _W:
-                self.writable.setdefault(gfn, []).append(index)
-            if not shadow & NX:
-                self.executable.setdefault(gfn, []).append(index)
+            self._register(gfn, shadow, index)
 
 
 def _changed_entries(before: bytes, now: bytes, width: int) -> list[int]:

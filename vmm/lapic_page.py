@@ -1,0 +1,54 @@
+"""The local APIC's register page as memory that guests may read without an exit.
+
+Its reads have no side effects, so a frame with the register values is mapped read-only in its place: kernels that read their
+APIC ID in every lock (xv6) would otherwise exit each time. Writes go to the device. While the timer counts for somebody who
+reads it (one-shot, or masked), the page is taken away, since the current count moves by itself.
+"""
+
+from __future__ import annotations
+
+from vmm.devices.lapic import CURRENT_COUNT, INITIAL_COUNT, IRR, ISR, KNOWN, LVT_TIMER, PPR, TMR, LocalApic
+from vmm.machine import FRAME, Machine
+from vmm.memory import GuestMemory
+from vmm.mmu.shadow import ShadowMmu
+
+GFN = 0xFEE00000 >> 12
+_MASKED, _PERIODIC = 1 << 16, 1 << 17
+_VOLATILE = tuple(index for index in (PPR, CURRENT_COUNT, *range(ISR, ISR + 8), *range(TMR, TMR + 8), *range(IRR, IRR + 8)) if index in KNOWN)
+
+
+class LapicPage:
+    """A bus device in front of the local APIC that keeps the readable frame up to date."""
+
+    def __init__(self, machine: Machine, memory: GuestMemory, mmu: ShadowMmu, lapic: LocalApic, hfn: int) -> None:
+        self.words, self.memory, self.mmu, self.lapic, self.hfn = machine.words, memory, mmu, lapic, hfn
+        self.at = hfn * FRAME // 4
+        machine.memory[hfn * FRAME : (hfn + 1) * FRAME] = lapic.page()
+        self._offer()
+
+    def access(self, offset: int, size: int, value: int | None) -> int:
+        """As the device; after a write the frame shows what it changed."""
+        result = self.lapic.access(offset, size, value)
+        if value is not None:
+            index = offset >> 4
+            if index in KNOWN:
+                self.words[self.at + 4 * index] = self.lapic.access(offset & ~0xF, 4, None)
+            if index in (LVT_TIMER, INITIAL_COUNT):
+                self._offer()
+            self.refresh()
+        return result
+
+    def refresh(self) -> None:
+        """Registers that change by themselves: after an interrupt was taken or ended."""
+        for index in _VOLATILE:
+            self.words[self.at + 4 * index] = self.lapic.access(16 * index, 4, None)
+
+    def _offer(self) -> None:
+        """Lets guests read the frame, or takes it away."""
+        registers = self.lapic.registers
+        counting = registers[INITIAL_COUNT] and (registers[LVT_TIMER] & _MASKED or not registers[LVT_TIMER] & _PERIODIC)
+        if counting:
+            if self.memory.read_only.pop(GFN, None) is not None:
+                self.mmu.forget_frame(self.hfn)
+        else:
+            self.memory.read_only[GFN] = self.hfn
