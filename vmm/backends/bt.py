@@ -70,6 +70,7 @@ class BinaryTranslation:
         self.rolling = False  # single-stepping out of a stub, to deliver an interrupt behind it
         self.after_step: Callable[[bool], None] | None = None
         self.code_pages: dict[int, int] = {}  # linear page -> gfn that translations of it were made from
+        self.code_opened = False  # whether code was invalidated since that was last looked at
         self.loaded_ss: Segment | None = None
         self.physical_control = (0, 0)
         self.port_fault: tuple[bytes, int, int] | None = None
@@ -480,8 +481,11 @@ class BinaryTranslation:
                     self.tables_changed()
                     self._resume()
                     return
-                translation = self.cache.translation_at(address)
-                if translation is None or not translation.alive:
+                if self.code_opened:
+                    self.code_opened = False
+                    translation = self.cache.translation_at(address)
+                    if translation is not None and translation.alive:
+                        return
                     self._recover(address)  # the code that runs was written: once over the writing instruction, then anew
                     if self.after_step is None:
                         self.after_step = _nothing
@@ -696,6 +700,7 @@ class BinaryTranslation:
     def _opened(self, gfn: int, uses: int) -> None:
         """A frame is opened for writing: what was derived from it is no longer valid."""
         if uses & CODE_USE:
+            self.code_opened = True
             self.cache.invalidate(gfn)
         if uses & DESCRIPTORS:
             self.vm.descriptors.drop(gfn)
