@@ -1,0 +1,144 @@
+"""The `vmm` command: its subcommands and options, exit statuses, and how errors reach a person.
+
+Knows the command line and nothing behind it: each command loads what it needs when it runs, so that `vmm kernels` starts no CPU.
+Everything of ours goes to standard error, except what a command was asked to print.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from vmm.errors import InputError
+
+BAD_INPUT, OUR_FAULT, BROKEN_PIPE = 2, 70, 141
+
+app = typer.Typer(name="vmm", add_completion=False, no_args_is_help=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _vmm() -> None:
+    """A virtual machine monitor for x86 on a Unicorn CPU."""
+
+
+@app.command(
+    epilog="Exit status: 0 the guest reported 0 (port F4h), powered off, or was ended by Ctrl-A x; 1 it reported anything else; 2 bad usage or input;"
+    " 3 it died or stopped for good; 70 a fault of ours; 124 time-out; 130 Ctrl-C."
+)
+def run(
+    kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="A bundled kernel's name (vmm kernels) or a file.")],
+    backend: Annotated[str, typer.Option(metavar="auto|bt", help="How guest code is run.")] = "auto",
+    mmu: Annotated[str, typer.Option(metavar="shadow", help="How guest memory is mapped.")] = "shadow",
+    ring: Annotated[str, typer.Option(metavar="1|3", help="CPL of the guest's kernel.")] = "1",
+    stubs: Annotated[str, typer.Option(metavar="cache|trap", help="Emulate sensitive instructions in the cache, or trap each.")] = "cache",
+    user: Annotated[str, typer.Option(metavar="direct", help="How the guest's user code is run.")] = "direct",
+    memory: Annotated[str | None, typer.Option("-m", metavar="MIB", help="Guest memory; also 512M, 1G. Default: 128, or as bundled.")] = None,
+    append: Annotated[str | None, typer.Option(metavar="TEXT", help="The kernel's command line.")] = None,
+    initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU.")] = None,
+    module: Annotated[list[str] | None, typer.Option(metavar='"FILE ARGS"', help="A boot module; repeatable.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDR", help="Load a flat binary there and start it there.")] = None,
+    disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw disk image, up to four times.")] = None,
+    timeout: Annotated[str | None, typer.Option(metavar="S", help="End the run after so many seconds, with status 124.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the same as JSON (docs/JSON.md).")] = None,
+    cache_size: Annotated[str, typer.Option(metavar="SIZE", help="Room for translated code, such as 256K.")] = "16M",
+    no_reboot: Annotated[bool, typer.Option("--no-reboot", help="A reset by the guest ends the run, with status 0.")] = False,
+    qemu_exit: Annotated[bool, typer.Option("--qemu-exit", help="A reported value V makes the status (V << 1) | 1, as in QEMU.")] = False,
+    vga: Annotated[bool, typer.Option("--vga", help="Show the VGA text screen live on standard error.")] = False,
+    log: Annotated[str | None, typer.Option("-d", metavar="int,exec,mmu,io", help="Log events, blocks, shadow fills, device accesses.")] = None,
+    log_file: Annotated[str | None, typer.Option("-D", metavar="FILE", help="Log there and not to standard error.")] = None,
+) -> None:
+    """Boot KERNEL. Its serial line is standard output and input; Ctrl-A x ends the run, Ctrl-A h helps."""
+    from tools import options
+    from tools.run import Wishes, run_kernel
+    from tools.session import Request
+    from vmm.backends.bt import BtOptions
+
+    options.choice("--backend", backend, ("auto", "bt"), ("pv", "hw", "trap", "step", "native"))
+    options.choice("--mmu", mmu, ("shadow",), ("nested", "direct"))
+    options.choice("--user", user, ("direct",), ("translate",))
+    request = Request(
+        kernel=kernel,
+        memory_mib=None if memory is None else options.memory(memory),
+        append=append,
+        initrd=initrd,
+        modules=tuple(module or ()),
+        address=None if address is None else options.address(address),
+        disks=options.disks(disk or ()),
+        options=BtOptions(
+            ring=int(options.choice("--ring", ring, ("1", "3"))),
+            stubs_in_cache=options.choice("--stubs", stubs, ("cache", "trap")) == "cache",
+            cache_size=options.cache_size(cache_size),
+        ),
+        timeout=None if timeout is None else options.seconds(timeout),
+        reboot=not no_reboot,
+    )
+    wishes = Wishes(
+        statistics=stats,
+        record=None if json is None else options.writable(json),
+        like_qemu=qemu_exit,
+        vga=vga,
+        logs=frozenset() if log is None else options.logs(log),
+        log_file=None if log_file is None else options.writable(log_file),
+    )
+    raise typer.Exit(run_kernel(request, wishes))
+
+
+@app.command()
+def kernels() -> None:
+    """List the bundled guests."""
+    import guest_kernels
+
+    guests = guest_kernels.kernels()
+    width = max(map(len, guests))
+    for guest in guests.values():
+        print(f"{guest.name:<{width}}  {guest.description}")
+
+
+@app.command()
+def new(folder: Annotated[str, typer.Argument(metavar="DIR", help="A new or empty folder.")]) -> None:
+    """Write a starter kernel: sources, a Makefile, and a test of its own."""
+    from tools.new import write_starter
+
+    for path in write_starter(folder):
+        print(path)
+
+
+def status(arguments: Sequence[str] | None = None) -> int:
+    """Carries out a command line (the process's own when None) and returns the exit status. Errors are one line on standard error."""
+    try:
+        done = app(args=arguments, prog_name="vmm", standalone_mode=False)
+        return done if isinstance(done, int) else 0
+    except InputError as error:
+        return _complain(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered has nowhere to go
+        return BROKEN_PIPE
+    except Exception as error:
+        if isinstance(error, typer.BadParameter.__mro__[2]):  # what every usage error of typer's parser is; typer does not name it
+            return _complain(_one_line(error), BAD_INPUT)
+        if os.environ.get("VMM_DEBUG") == "1":
+            raise
+        return _complain(f"internal error: {type(error).__name__}: {' '.join(str(error).split())} (VMM_DEBUG=1 shows where)", OUR_FAULT)
+
+
+def main() -> NoReturn:
+    """The entry point of the `vmm` command."""
+    sys.exit(status())
+
+
+def _complain(line: str, result: int) -> int:
+    print(f"vmm: {line}", file=sys.stderr)
+    return result
+
+
+def _one_line(error: Exception) -> str:
+    """A usage error of typer's, as one line; one without a text is a command line without a command."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return " ".join(str(message).split()).rstrip(".") or "no command: see vmm --help"
