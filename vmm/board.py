@@ -1,0 +1,124 @@
+"""The board: the table of which device sits where. The whole machine on one screen.
+
+Knows addresses and wires. Must not know what any device does inside, nor who runs the VM: memory, time, console and the two
+call-backs are given.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vmm.bus import Bus, Memory
+from vmm.clock import Clock
+from vmm.devices import ioapic, lapic
+from vmm.devices.bios_data import write_bios_data
+from vmm.devices.debug_ports import DebugConsole, DebugExit, PostCode, PowerOff
+from vmm.devices.disk import Disk
+from vmm.devices.ide import IdeChannel
+from vmm.devices.interrupts import IO_APIC_ID, LOCAL_APIC_ID, TIMER_PIN, Interrupts
+from vmm.devices.keyboard import Keyboard
+from vmm.devices.mp_table import write_mp_table
+from vmm.devices.pic import EdgeLevelControl
+from vmm.devices.pit import Pit
+from vmm.devices.rtc import Rtc
+from vmm.devices.serial import Serial
+from vmm.devices.stop import Stop, StopKind
+from vmm.devices.system_control import A20, PortA, PortB
+from vmm.devices.vga import Vga
+from vmm.errors import InputError
+
+__all__ = ["Board", "Disk", "Memory", "Stop", "StopKind", "build_board"]
+
+LOCAL_APIC, IO_APIC = 0xFEE00000, 0xFEC00000
+COM1, CRTC = 0x3F8, 0x3D4
+MOST_DISKS = 4
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """The devices of one VM, wired. Frozen: a reset builds a new board, with a new clock."""
+
+    bus: Bus
+    clock: Clock
+    interrupts: Interrupts
+    pit: Pit
+    rtc: Rtc
+    keyboard: Keyboard
+    serial: Serial
+    vga: Vga
+    ide: tuple[IdeChannel, ...]
+    """The channels that have drives."""
+    disks: tuple[Disk | None, ...]
+    post_code: PostCode
+    debug_exit: DebugExit
+    a20: A20
+
+
+def build_board(
+    memory: Memory,
+    clock: Clock,
+    *,
+    console: Callable[[bytes], None],
+    disks: Sequence[Disk | None],
+    stop: Callable[[Stop], None],
+    interrupts_changed: Callable[[], None],
+    date: int | None = None,
+) -> Board:
+    """A PC of the AT's line with an MP table, in the state firmware leaves it in; its tables are written into `memory`.
+
+    `console` gets what the guest sends to COM1 and port E9h; `disks` are primary master and slave, secondary master and slave (None
+    for an empty place); `stop` is told when the guest asks for a reset, power off or the debug exit; `interrupts_changed` when `interrupts.pending()`
+    has changed. `date` is what the RTC starts at, in seconds since 1970 (None: the host's). InputError for too many disks.
+    """
+    if len(disks) > MOST_DISKS:
+        raise InputError(f"--disk: more than {MOST_DISKS} disks")
+    bus, a20, interrupts = Bus(), A20(), Interrupts(clock, interrupts_changed)
+    line = interrupts.line
+
+    pit = Pit(clock, line(0))
+    line(0)(False)  # its output rose while it was set up: firmware has served that
+    keyboard = Keyboard(line(1), a20, stop)
+    serial = Serial(console, line(4))
+    rtc = Rtc(clock, line(8), memory_size=memory.size, date=int(time.time()) if date is None else date)
+    vga = Vga(memory, clock)
+    post_code, debug_exit = PostCode(), DebugExit(stop)
+    pics = interrupts.pics
+
+    for first, count, device, offset, widest in (
+        (0x020, 2, pics.master, 0, 1),
+        (0x040, 4, pit, 0, 1),
+        (0x060, 1, keyboard, 0, 1),
+        (0x061, 1, PortB(clock, pit), 0, 1),
+        (0x064, 1, keyboard, 4, 1),
+        (0x070, 2, rtc, 0, 1),
+        (0x080, 1, post_code, 0, 1),
+        (0x092, 1, PortA(a20, stop), 0, 1),
+        (0x0A0, 2, pics.slave, 0, 1),
+        (0x0E9, 1, DebugConsole(console), 0, 1),
+        (0x0F4, 1, debug_exit, 0, 4),
+        (0x3C0, 32, vga, 0, 1),
+        (COM1, 8, serial, 0, 1),
+        (0x4D0, 2, EdgeLevelControl(pics), 0, 1),
+        (0x604, 1, PowerOff(stop), 0, 2),
+    ):
+        bus.attach_ports(first, count, device, offset=offset, widest=widest)
+
+    channels: list[IdeChannel] = []
+    places = [*disks, *[None] * (MOST_DISKS - len(disks))]
+    for command, control, irq, (master, slave) in ((0x1F0, 0x3F6, 14, places[:2]), (0x170, 0x376, 15, places[2:])):
+        if master or slave:  # a channel without drives is an open bus
+            channel = IdeChannel(line(irq), master, slave)
+            bus.attach_ports(command, 1, channel.commands, widest=4)
+            bus.attach_ports(command + 1, 7, channel.commands, offset=1)
+            bus.attach_ports(control, 1, channel.control)
+            channels.append(channel)
+
+    bus.attach_memory(LOCAL_APIC, 0x1000, interrupts.lapic)
+    bus.attach_memory(IO_APIC, 0x1000, interrupts.ioapic)
+
+    if memory.size >= MIB:
+        write_bios_data(memory, com1=COM1, crtc=CRTC, disks=sum(disk is not None for disk in disks))
+        write_mp_table(memory, lapic_gpa=LOCAL_APIC, lapic_id=LOCAL_APIC_ID, lapic_version=lapic.VERSION_VALUE & 0xFF,
+                       ioapic_gpa=IO_APIC, ioapic_id=IO_APIC_ID, ioapic_version=ioapic.VERSION, timer_pin=TIMER_PIN)
+    return Board(bus, clock, interrupts, pit, rtc, keyboard, serial, vga, tuple(channels), tuple(disks), post_code, debug_exit, a20)

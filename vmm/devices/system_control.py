@@ -1,0 +1,58 @@
+"""The PC's two system control ports: B (61h: timer 2 gate, speaker, refresh toggle) and A (92h: A20 and fast reset), and the A20 gate.
+
+Knows those bits. Must not know memory: that the address line 20 is never really forced to 0 is the machine's business.
+Source: 82371AB (PIIX4) data sheet, "NMI Status and Control Register" and "Port 92 Register".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vmm.clock import Clock
+from vmm.devices.pit import Pit
+from vmm.devices.stop import Stop, StopKind
+
+REFRESH_PERIOD = 15_085
+"""Nanoseconds between two changes of the refresh toggle; old delay loops count them."""
+
+
+@dataclass(slots=True)
+class A20:
+    """The A20 gate, which the 8042 and port 92h both set. PC firmware leaves it open."""
+
+    enabled: bool = True
+
+
+class PortB:
+    """Port 61h: bit 0 gate of timer 2, 1 speaker, 2 and 3 stored, 4 refresh toggle, 5 output of timer 2."""
+
+    def __init__(self, clock: Clock, pit: Pit) -> None:
+        self._clock = clock
+        self._pit = pit
+        self.control = 0
+
+    def access(self, offset: int, size: int, value: int | None) -> int:
+        if value is None:
+            toggle = self._clock.now() // REFRESH_PERIOD & 1
+            return self.control | toggle << 4 | self._pit.output2() << 5
+        self.control = value & 0x0F
+        self._pit.set_gate2(bool(value & 1))
+        return 0
+
+
+class PortA:
+    """Port 92h: bit 0 resets the machine when it goes from 0 to 1, bit 1 is A20."""
+
+    def __init__(self, a20: A20, stop: Callable[[Stop], None]) -> None:
+        self._a20 = a20
+        self._stop = stop
+        self.control = 0
+
+    def access(self, offset: int, size: int, value: int | None) -> int:
+        if value is None:
+            return self.control & ~2 | self._a20.enabled << 1
+        self._a20.enabled = bool(value & 2)
+        fast_reset = value & 1 and not self.control & 1
+        self.control = value & 0xFF
+        if fast_reset:
+            self._stop(Stop(StopKind.RESET, "port 92h"))
+        return 0
