@@ -677,6 +677,7 @@ ROUTINES: dict[str, Routine] = {
     "call r/m": near_call,
     "call rel": near_call,
     "jmp rel": near_jump,
+    "jmp rel8": near_jump,
     **{f"jcc rel {n:X}": conditional_jump for n in range(16)},
     **{f"jcc rel8 {n:X}": conditional_jump for n in range(16)},
 }
