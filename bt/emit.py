@@ -308,8 +308,7 @@ class Emitter:
     def return_from_interrupt(self, instruction: Instruction, row: Row) -> int | None:
         """To user mode with IF set and nothing unusual the CPU's own iret does it; everything else is the VMM's."""
         if not self.options.native_iret:
-            self.callout(instruction, row)
-            return None
+            return self.callout(instruction, row)  # control comes back here only when it returns to the instruction behind
         address = instruction.address
         self.put(self.save(_ECX))
         self.mark(address, SPILLED | _ECX)
@@ -326,7 +325,7 @@ class Emitter:
         self.mark(address, RETURNING)
         self.put(b"\xcf")
         self.slow_paths += [(field, instruction, row, self.here) for field in slow]
-        self.trap(Site(SiteKind.UNDEFINED, address, self.translation))  # never reached: the slow path's jump needs an end
+        self.jump(instruction.next)  # the slow path ends here when the iret led to the instruction behind
         return None
 
     def jump_if_zero(self) -> int:
