@@ -528,6 +528,13 @@ class BinaryTranslation:
         if self.port_fault is not None:
             self._end_port_access()
             return
+        if self.rolling:  # the last step out of a stub was an iret to user mode
+            self.rolling = False
+            machine.set_trap_flag(False)
+            if vector == Vector.DB:
+                self._capture_user()
+                self._resume()
+                return
         error = state[machine.error_code]
         if vector == Vector.PF and not software:
             self._user_page_fault(state[Cpu.CR2], error)
