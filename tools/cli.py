@@ -139,6 +139,7 @@ def _complain(line: str, result: int) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """A usage error of typer's, as one line; one without a text is a command line without a command."""
+    """A usage error of typer's, as one line."""
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return " ".join(str(message).split()).rstrip(".") or "no command: see vmm --help"
+    line = " ".join(str(message).split()).rstrip(".")
+    return f"{line[:1].lower()}{line[1:]} (see vmm --help)"

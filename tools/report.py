@@ -90,14 +90,15 @@ def write_record(path: str, values: Mapping[str, object]) -> None:
 
 def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
     """Prints the tables of `--stats` on standard error. seconds: the time spent in exits, by reason (tools/timing.py)."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     vm = ended.vm
     stats, cache = vm.stats, vm.backend.cache
     console = Console(stderr=True, highlight=False)
-    exits = Table(title="Exits", title_justify="left")
-    for heading in ("kind", "reason"):
+    exits = Table(box=SIMPLE_HEAD)
+    for heading in ("exits", "reason"):
         exits.add_column(heading)
     for heading in ("count", "ms", "µs each"):
         exits.add_column(heading, justify="right")
@@ -108,13 +109,13 @@ def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
         total = sum(seconds.get(reason, 0.0) for reason in counter)
         exits.add_row(kind, "all", f"{counter.total():,}", f"{total * 1e3:.1f}", "", style="bold", end_section=True)
     console.print(exits)
-    names = {f"vector {vector}": count for vector, count in stats.injected.items()}
-    for title, counts in (("Callouts by instruction", stats.callouts), ("Injected events", names)):
+    vectors = {f"{vector} ({vector:#04x})": count for vector, count in stats.injected.items()}
+    for title, counts in (("callouts by instruction", stats.callouts), ("injected events by vector", vectors)):
         if counts:
-            console.print(_counts(Table(title=title, title_justify="left"), counts))
-    facts = Table(title="Run", title_justify="left", show_header=False)
-    facts.add_column()
-    facts.add_column(justify="right")
+            console.print(_counts(Table(box=SIMPLE_HEAD), title, counts))
+    facts = Table(box=SIMPLE_HEAD)
+    facts.add_column("run")
+    facts.add_column("", justify="right")
     for name, value in (
         ("time", f"{stats.seconds:.3f} s"),
         ("CPU time", f"{stats.cpu_seconds:.3f} s"),
@@ -135,8 +136,8 @@ def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
         console.print(screen, markup=False, end="")
 
 
-def _counts(table: Table, counts: Mapping[str, int]) -> Table:
-    table.add_column("")
+def _counts(table: Table, title: str, counts: Mapping[str, int]) -> Table:
+    table.add_column(title)
     table.add_column("count", justify="right")
     for name, count in sorted(counts.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{count:,}")
