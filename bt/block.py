@@ -39,11 +39,13 @@ class Mode:
 class Block:
     """Guest code to be translated as one: runs of instructions, each run in address order, all in one page.
 
-    undecodable: addresses at which the bytes are no instruction.
+    rows: for each instruction its row in the table, None when it is innocuous. undecodable: addresses at which the bytes are
+    no instruction.
     """
 
     entry: int
     instructions: list[Instruction]
+    rows: list[Row | None]
     undecodable: list[int] = field(default_factory=list)
 
 

@@ -57,7 +57,7 @@ class TranslationCache:
         self.miss = self._install_miss()
 
     def _install_miss(self) -> int:
-        translation = Translation(Block(0, []), Mode(0, 0, 0), self.base + MISS, TRAP)
+        translation = Translation(Block(0, [], []), Mode(0, 0, 0), self.base + MISS, TRAP)
         translation.marks.append(translation.start)
         translation.guests.append(0)
         translation.recovery.append(MIDWAY)
@@ -207,7 +207,7 @@ class TranslationCache:
         if guest in owner.returns:
             checked, slot = owner.returns[guest]
         else:
-            stub = self._emitter(Block(guest, []), mode).translate_entry(guest)
+            stub = self._emitter(Block(guest, [], []), mode).translate_entry(guest)
             self._place(stub)
             for out, (target, _) in stub.slots.items():
                 self.link(out, target, mode)

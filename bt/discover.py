@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bt.block import Block
 from bt.decode import Instruction, decode
-from bt.sensitive import Treatment, classify
+from bt.sensitive import Row, Treatment, classify
 
 LIMIT = 64  # instructions in a block; more would translate what is never run
 LONGEST = 15  # bytes of an instruction
@@ -26,6 +26,7 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT)
     ends before it, and is empty when it is the first.
     """
     instructions: list[Instruction] = []
+    rows: list[Row | None] = []
     undecodable: list[int] = []
     taken: set[int] = set()
     pending = [entry]
@@ -38,6 +39,7 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT)
                 taken.add(instruction.address)
                 instructions.append(instruction)
                 row = classify(instruction.opcode, instruction.modrm)
+                rows.append(row)
                 if row is None:
                     if instruction.opcode == _UD2:
                         break
@@ -61,4 +63,4 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT)
             address = following
         if len(instructions) >= limit:
             break
-    return Block(entry, instructions, undecodable)
+    return Block(entry, instructions, rows, undecodable)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bt.block import CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
 from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, memory_operand, operand_registers
-from bt.sensitive import Row, Treatment, classify
+from bt.sensitive import Row, Treatment
 from bt.window import CODE, DOORBELL, FLAGS_CLASS, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
 
 TRAP_VECTOR = 0xF0
@@ -66,12 +66,12 @@ class Emitter:
     def translate(self) -> Translation:
         """Emits the block, the stubs behind it, and the map."""
         falls_to: int | None = None
-        for instruction in self.block.instructions:
+        for instruction, row in zip(self.block.instructions, self.block.rows, strict=True):
             if falls_to is not None and falls_to != instruction.address:
                 self.jump(falls_to)
             if instruction.address in self.return_points:
                 self.checked_entry(instruction.address)
-            falls_to = self.instruction(instruction)
+            falls_to = self.instruction(instruction, row)
         for address in self.block.undecodable:
             if falls_to is not None and falls_to != address:
                 self.jump(falls_to)
@@ -212,13 +212,19 @@ class Emitter:
 
     # -- instructions: each routine emits one and returns the guest EIP that control falls to, or None ----------------------
 
-    def instruction(self, instruction: Instruction) -> int | None:
+    def instruction(self, instruction: Instruction, row: Row | None) -> int | None:
         """Emits one instruction by its row in the table."""
-        inhibited, self.inhibited = self.inhibited, False
-        self.mark(instruction.address, SHADOWED if inhibited else CLEAN)
-        row = classify(instruction.opcode, instruction.modrm)
+        if self.inhibited:
+            self.inhibited = False
+            self.mark(instruction.address, SHADOWED)
+        else:
+            self.mark(instruction.address)
         if row is None:
-            return self.identity(instruction)
+            if instruction.segment == _CS_OVERRIDE and self.mode.cs_base:
+                self.code += self.through_ss(instruction)
+            else:
+                self.code += instruction.raw
+            return instruction.next
         self.inhibited = row.name in _INHIBITING
         treatment = row.treatment
         if treatment is Treatment.CALLOUT or self.must_trap(instruction, treatment):
@@ -241,16 +247,9 @@ class Emitter:
         flow = treatment.value >= Treatment.JUMP.value
         return bool(narrow) or not (flow or self.options.stubs_in_cache)
 
-    def identity(self, instruction: Instruction) -> int:
-        """Copies an innocuous instruction. A CS override must not find the cache's flat CS where the guest's has a base."""
-        raw = instruction.raw
-        if instruction.segment == _CS_OVERRIDE and self.mode.cs_base:
-            raw = self.through_ss(instruction)
-        self.put(raw)
-        return instruction.next
-
     def through_ss(self, instruction: Instruction) -> bytes:
-        """A CS-overridden operand, addressed through SS with the difference of the bases added to its displacement."""
+        """A CS-overridden operand must not find the cache's flat CS where the guest's has a base: it is addressed through SS, the
+        difference of the bases added to its displacement."""
         raw, at = instruction.raw, instruction.at
         prefixes = raw[:at].replace(bytes((_CS_OVERRIDE,)), bytes((_SS_OVERRIDE,)), 1)
         apart = self.mode.cs_base - self.mode.ss_base & 0xFFFFFFFF

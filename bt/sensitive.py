@@ -164,6 +164,7 @@ def _by_opcode() -> dict[int, _Forms]:
 
 
 _OPCODES = _by_opcode()
+_ANY = (None, None)
 
 
 def classify(opcode: int, modrm: int) -> Row | None:
@@ -171,8 +172,12 @@ def classify(opcode: int, modrm: int) -> Row | None:
     forms = _OPCODES.get(opcode)
     if forms is None:
         return None
+    if len(forms) == 1:
+        row = forms.get(_ANY)
+        if row is not None:
+            return row
     reg, memory = modrm >> 3 & 7, modrm < 0xC0
-    for key in ((reg, memory), (reg, None), (None, memory), (None, None)):
+    for key in ((reg, memory), (reg, None), (None, memory), _ANY):
         row = forms.get(key)
         if row is not None:
             return row
