@@ -14,8 +14,9 @@ import capstone
 
 OPERAND_SIZE, ADDRESS_SIZE, REPEAT, LOCK = 1, 2, 4, 8  # bits of Instruction.prefixes
 _PREFIXES = {0x66: OPERAND_SIZE, 0x67: ADDRESS_SIZE, 0xF2: REPEAT, 0xF3: REPEAT, 0xF0: LOCK, 0x26: 0, 0x2E: 0, 0x36: 0, 0x3E: 0, 0x64: 0, 0x65: 0}
+_LONG = frozenset((*_PREFIXES, 0x0F))
 _SEGMENTS = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65))
-_CHUNK = 16  # instructions decoded at once: Capstone decodes them all before it gives the first
+_CHUNK = 8  # instructions decoded at once: Capstone decodes them all before it gives the first
 _LONGEST = 15  # bytes of an instruction
 
 _capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
@@ -67,8 +68,14 @@ def decode(code: bytes, address: int, wide: bool = True) -> Iterator[Instruction
     at = 0
     while sizes := _sizes(engine, code[at : at + _LONGEST * _CHUNK], address + at):
         for size in sizes:
-            yield _parse(address + at & 0xFFFFFFFF, code[at : at + size])
+            raw = code[at : at + size]
+            eip = address + at & 0xFFFFFFFF
             at += size
+            opcode = raw[0]
+            if opcode in _LONG:
+                yield _parse(eip, raw)
+            else:
+                yield Instruction(eip, eip + size & 0xFFFFFFFF, raw, opcode, 1, raw[1] if size > 1 else 0, 0, 0)
 
 
 def _sizes(engine: capstone.Cs, code: bytes, address: int) -> list[int]:

@@ -58,6 +58,7 @@ class Emitter:
         self.inside = set() if single else {instruction.address for instruction in block.instructions}
         self.fixups: list[tuple[int, int]] = []  # (offset of a rel32 in the code, guest EIP it leads to)
         self.slow_paths: list[tuple[int, Instruction, Row, int]] = []  # (offset of its rel32, instruction, row, cache address to go on at)
+        self.starts: dict[int, int] = {}  # guest EIP -> linear address of its translation
         self.exits: dict[int, int] = {}  # guest EIP -> slot
         self.return_points: set[int] = set()
         self.inhibited = False
@@ -66,12 +67,24 @@ class Emitter:
     def translate(self) -> Translation:
         """Emits the block, the stubs behind it, and the map."""
         falls_to: int | None = None
+        code, starts, at, flat = self.code, self.starts, self.at, not self.mode.cs_base
+        mark, guest, recovery = self.translation.marks.append, self.translation.guests.append, self.translation.recovery.append
         for instruction, row in zip(self.block.instructions, self.block.rows, strict=True):
-            if falls_to is not None and falls_to != instruction.address:
+            address = instruction.address
+            if falls_to is not None and falls_to != address:
                 self.jump(falls_to)
-            if instruction.address in self.return_points:
-                self.checked_entry(instruction.address)
-            falls_to = self.instruction(instruction, row)
+            if address in self.return_points:
+                self.checked_entry(address)
+            starts[address] = here = at + len(code)
+            mark(here)
+            guest(address)
+            recovery(SHADOWED if self.inhibited else CLEAN)
+            if row is not None:
+                falls_to = self.sensitive(instruction, row)
+                continue
+            self.inhibited = False
+            code += instruction.raw if flat or instruction.segment != _CS_OVERRIDE else self.through_ss(instruction)
+            falls_to = instruction.next
         for address in self.block.undecodable:
             if falls_to is not None and falls_to != address:
                 self.jump(falls_to)
@@ -188,13 +201,9 @@ class Emitter:
             self.callout(instruction, row)
             self.put(b"\xe9" + (behind - self.here - 5 & 0xFFFFFFFF).to_bytes(4, "little"))
         translation = self.translation
-        starts: dict[int, int] = {}
-        for address, guest, recovery in zip(translation.marks, translation.guests, translation.recovery, strict=True):
-            if recovery in (CLEAN, SHADOWED):
-                starts.setdefault(guest, address)
         stubs: dict[int, int] = {}
         for field, target in self.fixups:
-            to = starts[target] if target in self.inside else stubs.get(target)
+            to = self.starts[target] if target in self.inside else stubs.get(target)
             if to is None:
                 to = stubs[target] = self.here
                 self.mark(target)
@@ -212,19 +221,8 @@ class Emitter:
 
     # -- instructions: each routine emits one and returns the guest EIP that control falls to, or None ----------------------
 
-    def instruction(self, instruction: Instruction, row: Row | None) -> int | None:
-        """Emits one instruction by its row in the table."""
-        if self.inhibited:
-            self.inhibited = False
-            self.mark(instruction.address, SHADOWED)
-        else:
-            self.mark(instruction.address)
-        if row is None:
-            if instruction.segment == _CS_OVERRIDE and self.mode.cs_base:
-                self.code += self.through_ss(instruction)
-            else:
-                self.code += instruction.raw
-            return instruction.next
+    def sensitive(self, instruction: Instruction, row: Row) -> int | None:
+        """Emits an instruction that the table names."""
         self.inhibited = row.name in _INHIBITING
         treatment = row.treatment
         if treatment is Treatment.CALLOUT or self.must_trap(instruction, treatment):
