@@ -1,0 +1,97 @@
+"""The search for the CPU's live state and its exit-check flag: found when there is one, refused when it is missing or ambiguous."""
+
+import ctypes
+import struct
+
+import pytest
+
+from vmm.cpu_state import LayoutError, find_exit_check_flag, find_live_state
+
+STATE_SIZE = 8 * 64
+DEBUG = 40  # index of debug register 0 among the 64-bit words of a state
+
+
+class Engine:
+    """An engine's memory as the search sees it: a structure with pointers to states, which follow what is written as they are told."""
+
+    def __init__(self, *, live: int = 1, stale: int = 0, debug_places: tuple[int, ...] = (DEBUG,)) -> None:
+        self.live = [(ctypes.c_uint64 * 64)() for _ in range(live)]
+        self.stale = [(ctypes.c_uint64 * 64)() for _ in range(stale)]
+        self.debug_places = debug_places
+        self.structure = (ctypes.c_uint64 * 750)()
+        self.written = 0
+        for n, state in enumerate([*self.live, *self.stale]):
+            self.structure[100 + n] = ctypes.addressof(state)
+        self.structure[5] = 0x7FFF_FFFF_F000  # a pointer to nothing that can be read
+
+    def write_general(self, n: int, value: int) -> None:
+        self.written += 1
+        for state in self.live + (self.stale if self.written <= 8 else []):
+            state[n] = value
+
+    def write_debug(self, n: int, value: int) -> None:
+        for state in self.live:
+            for place in self.debug_places:
+                state[place + n] = value
+
+    def find(self) -> tuple[int, int]:
+        return find_live_state(ctypes.addressof(self.structure), STATE_SIZE, self.write_general, self.write_debug)
+
+
+def test_the_live_state_is_found_and_left_clean() -> None:
+    """One state that follows: its address, and the index of debug register 0 in 32-bit words."""
+    engine = Engine()
+    assert engine.find() == (ctypes.addressof(engine.live[0]), 2 * DEBUG)
+    assert not any(engine.live[0])
+
+
+def test_a_stale_copy_of_the_state_is_told_apart() -> None:
+    """A copy that does not follow the second pattern is not the CPU's state."""
+    engine = Engine(stale=2)
+    assert engine.find()[0] == ctypes.addressof(engine.live[0])
+
+
+@pytest.mark.parametrize("live", (0, 2))
+def test_no_state_or_two_are_refused(live: int) -> None:
+    """The message says what was looked for and how many were found."""
+    with pytest.raises(LayoutError, match=f"live state: {live} candidates"):
+        Engine(live=live).find()
+
+
+@pytest.mark.parametrize("places", ((), (20, 50)))
+def test_no_debug_registers_or_two_sets_are_refused(places: tuple[int, ...]) -> None:
+    """What lies beside the debug registers is addressed from them, so they must be unique."""
+    with pytest.raises(LayoutError, match=f"debug registers in the CPU's state: {len(places)} candidates"):
+        Engine(debug_places=places).find()
+
+
+def engine_structure(*places: int, size: int = 0x2000, before: int = 1, bools: bytes = b"\0\1\0\1") -> ctypes.Array[ctypes.c_char]:
+    """An engine's structure with the exit-check flag's neighbourhood at each of `places` (multiples of 8)."""
+    image = bytearray(b"\xaa" * 8000)
+    for at in places:
+        image[at : at + 20] = struct.pack("<iiQ", before, size, 0x1234) + bools
+    return ctypes.create_string_buffer(bytes(image), len(image))
+
+
+def test_the_exit_check_flag_is_found_by_its_neighbours() -> None:
+    """The third of four booleans behind the context size."""
+    structure = engine_structure(0x400)
+    assert find_exit_check_flag(ctypes.addressof(structure), 0x2000) == ctypes.addressof(structure) + 0x400 + 18
+
+
+@pytest.mark.parametrize(
+    "structure",
+    (
+        engine_structure(),
+        engine_structure(0x400, 0x800),
+        engine_structure(0x400, size=0x2004),
+        engine_structure(0x400, before=2),
+        engine_structure(0x400, bools=b"\1\1\0\1"),
+        engine_structure(0x400, bools=b"\0\1\1\1"),
+        engine_structure(0x400, bools=b"\0\1\0\0"),
+    ),
+    ids=("none", "two", "other size", "other integer", "insert set", "flag set", "not initialised"),
+)
+def test_an_unsure_exit_check_flag_is_not_used(structure: ctypes.Array[ctypes.c_char]) -> None:
+    """None: the machine then takes no kicks."""
+    assert find_exit_check_flag(ctypes.addressof(structure), 0x2000) is None
