@@ -62,6 +62,8 @@ class Disk:
 
     def flush(self) -> None:
         """Return when everything written is on the host's medium (fsync)."""
+        if self._file < 0:
+            raise DiskError(f"{self.path}: closed")  # os.fsync would call -1 a ValueError
         try:
             os.fsync(self._file)
         except OSError as error:
@@ -91,12 +93,14 @@ def _open(path: str, read_only: bool) -> int:
         # Asked before opening: to open a FIFO waits, and to open a device can do things.
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            raise InputError(f"{path}: a directory, not a disk image")
+            raise InputError(f"{path}: is a directory")
         if not stat.S_ISREG(mode):
             raise InputError(f"{path}: not a regular file")
         return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise InputError(f"{path or repr(path)}: {(error.strerror or 'cannot be opened').lower()}") from error
+    except ValueError:  # a NUL byte: no such name can exist
+        raise InputError(f"{path!r}: not a file name") from None
 
 
 def _lock(path: str, file: int, read_only: bool) -> None:
@@ -111,7 +115,7 @@ def _lock(path: str, file: int, read_only: bool) -> None:
 def _sectors(path: str, file: int) -> int:
     size = os.fstat(file).st_size
     if size == 0:
-        raise InputError(f"{path}: empty")
+        raise InputError(f"{path}: empty file")
     if size % SECTOR:
         raise InputError(f"{path}: {size} bytes, not a multiple of {SECTOR}")
     return size // SECTOR
