@@ -77,7 +77,7 @@ def build_board(
     line = interrupts.line
 
     pit = Pit(clock, line(0))
-    line(0)(False)  # its output rose while it was set up: firmware has served that
+    interrupts.pics.master.forget_edges()  # its output rose while it was set up: firmware has served that
     keyboard = Keyboard(line(1), a20, stop)
     serial = Serial(console, line(4))
     rtc = Rtc(clock, line(8), memory_size=memory.size, date=int(time.time()) if date is None else date)

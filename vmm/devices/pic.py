@@ -78,6 +78,11 @@ class Pic:
         self.irr |= self.lines & value
         self._update()
 
+    def forget_edges(self) -> None:
+        """Clear the edge latches: an input that stays high requests nothing until it rises again."""
+        self.irr = self.lines if self.all_level else self.lines & self.elcr
+        self._update()
+
     def _read(self, offset: int) -> int:
         if self.poll:
             self.poll = False
@@ -144,8 +149,7 @@ class Pic:
         self.single = bool(icw1 & 0x02)
         self.needs_icw4 = bool(icw1 & 0x01)
         self.imr = self.isr = 0
-        # The edge latches are cleared: an input that stays high requests nothing until it rises again.
-        self.irr = self.lines if self.all_level else self.lines & self.elcr
+        self.forget_edges()
         self.lowest = 7
         self.special_mask = self.read_isr = self.poll = False
         self.auto_eoi = self.rotate_in_auto_eoi = self.fully_nested_special = False

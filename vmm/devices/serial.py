@@ -72,7 +72,8 @@ class Serial:
             self.transmit_pending = False
             self._update()
         self.transmit_pending = True
-        self._update()
+        if self.ier:
+            self._update()
 
     def _loop_back(self, value: int) -> None:
         if len(self.fifo) >= self._capacity():
