@@ -90,7 +90,7 @@ def _say_end(ended: Ended) -> None:
     vm, stop = ended.vm, ended.stop
     match stop.why:
         case End.REPORTED if stop.value:
-            print(f"vmm: the guest reported {stop.value} ({stop.reason})", file=sys.stderr)
+            print(f"vmm: the guest reported {stop.value} (debug-exit port F4h)", file=sys.stderr)
         case End.DIED | End.UNSUPPORTED:
             print(f"vmm: {death_report(vm, stop)}", end="", file=sys.stderr)
         case End.TIMEOUT:

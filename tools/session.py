@@ -6,6 +6,7 @@ Knows how the parts are put together for a user. Prints nothing; knows no comman
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -51,14 +52,17 @@ class Ended:
 def run(request: Request, console: Console, ready: Callable[[Vm], object] = lambda vm: None) -> Ended:
     """Runs a guest to its end. `ready` is called with each VM that is loaded and about to run. Raises InputError before anything runs."""
     guest = choose(request.kernel, request.memory_mib, request.append)
-    end = None if request.timeout is None else time.monotonic() + request.timeout
-    restarts = 0
+    end, restarts = math.inf, 0
     with ExitStack() as until:
         disks = open_disks(guest, request.disks, until)
         while True:
             vm = _boot(request, guest.path, guest.memory_mib, guest.append, disks, console)
             ready(vm)
-            stop = vm.run(None if end is None else max(0.0, end - time.monotonic()))
+            if not restarts and request.timeout is not None:
+                end = time.monotonic() + request.timeout
+            stop = vm.run(None if end == math.inf else max(0.0, end - time.monotonic()))
+            if stop.why is End.TIMEOUT:
+                stop = Stop(End.TIMEOUT, f"time-out after {request.timeout:g} s")
             if stop.why is not End.RESET or not request.reboot:
                 return Ended(vm, stop, restarts)
             restarts += 1
