@@ -293,6 +293,7 @@ static void report_interrupts(void)
 void main(void)
 {
     descriptors_setup();
+    pic_setup(); /* all masked: firmware left its timer running, and report_flags() sets IF */
     report_tables();
     report_segments();
 
@@ -309,7 +310,6 @@ void main(void)
     trap_set(SYSTEM_CALL, system_call);
     trap_set(NO_FPU, give_fpu);
     trap_set(IRQ_VECTOR(IRQ_TIMER), tick);
-    pic_setup();
     pit_setup(TIMER_HERTZ);
     pic_unmask(IRQ_TIMER);
     report_interrupts();
