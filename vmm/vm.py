@@ -9,10 +9,8 @@ import select
 import time
 from collections.abc import Callable, Sequence
 
-from vmm.board import LOCAL_APIC, build_board
-from vmm.devices.disk import Disk
-
 from vmm.backends.bt import BinaryTranslation, BtOptions
+from vmm.board import LOCAL_APIC, build_board
 from vmm.boot import load
 from vmm.boot.start import Start
 from vmm.clock import SECOND, Clock
@@ -20,6 +18,7 @@ from vmm.console import Console, Recorder
 from vmm.cpu_state import GENERAL, Cpu
 from vmm.cpuid import cpuid, initial_msrs
 from vmm.devices import stop as device_stop
+from vmm.devices.disk import Disk
 from vmm.emulate import set_cr0
 from vmm.errors import InputError
 from vmm.events import Events

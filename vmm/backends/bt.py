@@ -20,7 +20,7 @@ from bt.discover import LONGEST, discover
 from bt.emit import TRAP_VECTOR, Options
 from bt.sensitive import classify
 from bt.window import CODE, Word
-from vmm.backends.window import NoRoom, Window
+from vmm.backends.window import NoRoom, Use, Window
 from vmm.cpu_state import Cpu
 from vmm.exits import DeviceMemory, End, Exit, External, PageFault, PortAccess, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Wait
 from vmm.faults import GuestPageFault
@@ -29,7 +29,7 @@ from vmm.memory import CODE as CODE_USE
 from vmm.memory import DESCRIPTORS
 from vmm.mmu.shadow import DeviceAccess, StepOver
 from vmm.ports import port_allowed
-from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
+from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Pte, Vector
 from vmm.x86.descriptors import Segment
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _GUEST_CR4 = Cr4.DE | Cr4.OSFXSR | Cr4.OSXMMEXCPT
 
 @dataclass(frozen=True, slots=True)
 class BtOptions:
-    """ring: CPL of the guest's kernel, 1 or 3. stubs_in_cache: `--stubs cache`. cache_size: bytes of translated code, a multiple of 2 MiB."""
+    """ring: CPL of the guest's kernel, 1 or 3. stubs_in_cache: `--stubs cache`. cache_size: bytes of translated code, whole frames."""
 
     ring: int = 1
     stubs_in_cache: bool = True
@@ -70,6 +70,7 @@ class BinaryTranslation:
         self.rolling = False  # single-stepping out of a stub, to deliver an interrupt behind it
         self.after_step: Callable[[bool], None] | None = None
         self.code_pages: dict[int, int] = {}  # linear page -> gfn that translations of it were made from
+        self.tolerated = Use.FREE  # what the guest may have in the window's place
         self.code_opened = False  # whether code was invalidated since that was last looked at
         self.loaded_ss: Segment | None = None
         self.physical_control = (0, 0)
@@ -79,7 +80,7 @@ class BinaryTranslation:
         """Takes over the CPU: hooks, control registers, window."""
         vm, machine = self.vm, self.machine
         vm.mmu.made_writable = self._opened
-        self.window.place(vm.mmu.maps_region, vm.memory.size)
+        self.window.place(self._use)
         self.cache.flush(self.window.base)
         vm.mmu.set_window(self.window.entries())
         machine.on_interrupt = self._on_interrupt
@@ -105,8 +106,10 @@ class BinaryTranslation:
     def tables_changed(self) -> None:
         """Other guest tables are in use: translations must still be what the guest's code addresses lead to."""
         mmu = self.vm.mmu
-        if mmu.unchecked_directories and mmu.window_is_mapped():
-            self._move_window()
+        if mmu.unchecked_directories:
+            mmu.unchecked_directories = False
+            if any(self._use(region) > self.tolerated for region in mmu.window):
+                self._move_window()
         root = mmu.current
         if root.verified != len(self.code_pages):
             for page in list(self.code_pages):
@@ -425,7 +428,11 @@ class BinaryTranslation:
                 self.state[Cpu.ECX] = self.words[(Word.SAVED >> 2) + 1]
                 target = vcpu.eip = self.words[Word.TARGET >> 2]
                 vcpu.cpl = 0
-                mode = self._mode()
+                try:
+                    mode = self._mode()
+                except CacheFull:
+                    self._resume()
+                    return
                 self._resume()
                 self._link_return(target, mode)
             case SiteKind.STEPPED:
@@ -736,15 +743,29 @@ class BinaryTranslation:
         self.code_pages.clear()
         self.machine.flush_code()
 
+    def _use(self, region: int) -> Use:
+        """What the guest's current tables have in a region of 2 MiB."""
+        vm = self.vm
+        entry = vm.mmu.directory_entry(region)
+        if not entry & Pte.P:
+            return Use.FREE
+        if not entry & Pte.PS:
+            return Use.TAKEN
+        first = entry >> 21 << 9 if vm.paging.pae or not vm.paging.enabled else (entry & 0xFFC00000) >> 12
+        device = vm.board.bus.memory_device
+        taken = first < vm.memory.count or any(device(gfn << 12) for gfn in range(first, first + 1024))
+        return Use.TAKEN if taken else Use.NOBODY if vm.paging.enabled else Use.FREE
+
     def _move_window(self) -> None:
         """The guest maps the window's range: the window goes elsewhere."""
         vm = self.vm
         self._drop_protections()
         try:
-            self.window.place(vm.mmu.maps_region, vm.memory.size)
+            self.window.place(self._use)
         except NoRoom:
             self._handled_stop("the guest maps all 4 GiB of linear addresses: there is no room for the translation cache")
             return
+        self.tolerated = max(self._use(region) for region in self.window.entries())
         self.cache.flush(self.window.base)
         vm.mmu.set_window(self.window.entries())
 

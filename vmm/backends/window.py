@@ -1,12 +1,13 @@
 """The window in host memory: its frames, the tables that map it, the doorbell, and where in the linear space it lies.
 
 Knows frames and page-table entries. Knows nothing of what is put into the window, and of the guest only, through a
-predicate, which linear ranges it maps itself.
+function, what use it makes of linear ranges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 
 from bt.window import CODE, DOORBELL
 from vmm.machine import FRAME, Machine
@@ -19,17 +20,25 @@ _CODE = 0x61  # P A D: executable, read-only
 _FIRST_CHOICE = 0xE8000000
 
 
+class Use(IntEnum):
+    """What the guest has in a region of the linear address space."""
+
+    FREE = 0
+    NOBODY = 1  # mapped to guest-physical addresses at which there is neither RAM nor a device
+    TAKEN = 2
+
+
 class NoRoom(Exception):
     """The guest maps the whole linear address space: the window lies nowhere."""
 
 
 class Window:
-    """A window of CODE bytes of data and `code_size` bytes of code, at linear `base`. user: reachable at CPL 3."""
+    """A window of CODE bytes of data and `code_size` bytes (whole frames) of code, at linear `base`. user: reachable at CPL 3."""
 
     def __init__(self, machine: Machine, code_size: int, *, user: bool) -> None:
         self.machine = machine
         self.rights = Pte.U if user else 0
-        self.regions = (CODE + code_size) // REGION
+        self.regions = -(-(CODE + code_size) // REGION)
         frames = (CODE + code_size) // FRAME
         first = machine.allocate_run(frames + self.regions)
         self.first, self.tables = first, first + frames
@@ -59,17 +68,15 @@ class Window:
         first = self.base // REGION
         return {first + n: (self.tables + n) << 12 | TABLE_ENTRY for n in range(self.regions)}
 
-    def place(self, mapped: Callable[[int], bool], ram_size: int) -> None:
-        """Chooses a base whose regions the guest does not map, the present one first, above RAM. Raises NoRoom."""
-        lowest = -(-ram_size // REGION)
-        for first in (self.base // REGION, *range(2040 - self.regions, 0, -2)):
-            if first >= lowest and not any(mapped(region) for region in range(first, first + self.regions)):
-                self.base = first * REGION
-                return
-        for first in range(2040 - self.regions, 0, -2):
-            if not any(mapped(region) for region in range(first, first + self.regions)):
-                self.base = first * REGION
-                return
+    def place(self, use: Callable[[int], Use]) -> None:
+        """Chooses a base where the guest maps nothing, the present one first; failing that, one where it maps nobody's memory. Raises NoRoom."""
+        uses = [use(region) for region in range(2048)]
+        candidates = (self.base // REGION, *range(2040 - self.regions, 0, -2))
+        for worst in (Use.FREE, Use.NOBODY):
+            for first in candidates:
+                if max(uses[first : first + self.regions]) <= worst:
+                    self.base = first * REGION
+                    return
         raise NoRoom
 
     def holds(self, gva: int) -> bool:

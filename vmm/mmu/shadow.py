@@ -346,20 +346,15 @@ class ShadowMmu:
                     self.quads[leaf.at + (gva >> 12 & 511)] = 0
                     self.machine.flush_tlb()
 
-    def window_is_mapped(self) -> bool:
-        """Whether the guest's current directories map any part of the window. To be asked when `unchecked_directories` is set."""
-        self.unchecked_directories = False
-        return self.paging.enabled and any(self.maps_region(region) for region in self.window)
-
-    def maps_region(self, region: int) -> bool:
-        """Whether the guest's current tables have a present directory entry for a region of 2 MiB."""
+    def directory_entry(self, region: int) -> int:
+        """The guest's current directory entry for a region of 2 MiB; with paging off one that maps it to itself."""
         paging, memory = self.paging, self.memory
         if not paging.enabled:
-            return False
+            return region << 21 | _P | Pte.PS
         if not paging.pae:
-            return bool(memory.read32((paging.cr3 & 0xFFFFF000) + 4 * (region >> 1)) & _P)
+            return memory.read32((paging.cr3 & 0xFFFFF000) + 4 * (region >> 1))
         pdpte = paging.pdptes[region >> 9]
-        return bool(pdpte & _P) and bool(memory.read64((pdpte & 0xFFFFFFFFFF000) + 8 * (region & 511)) & _P)
+        return memory.read64((pdpte & 0xFFFFFFFFFF000) + 8 * (region & 511)) if pdpte & _P else 0
 
     # -- W^X of pages that are executed directly ---------------------------------------------------------------------------------
 
