@@ -124,7 +124,9 @@ def status(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, typer.BadParameter.__mro__[2]):  # what every usage error of typer's parser is; typer does not name it
             return _complain(_one_line(error), BAD_INPUT)
         if os.environ.get("VMM_DEBUG") == "1":
-            raise
+            import traceback
+
+            traceback.print_exc()
         return _complain(f"internal error: {type(error).__name__}: {' '.join(str(error).split())} (VMM_DEBUG=1 shows where)", OUR_FAULT)
 
 

@@ -17,6 +17,7 @@ from tools.guest import choose, open_disks
 from vmm.backends.bt import BtOptions
 from vmm.console import Console
 from vmm.devices.disk import Disk
+from vmm.errors import InputError
 from vmm.exits import End, Stop
 from vmm.vm import Vm, machine_for
 
@@ -71,7 +72,11 @@ def run(request: Request, console: Console, ready: Callable[[Vm], object] = lamb
 
 
 def _boot(request: Request, path: str, memory_mib: int, append: str, disks: list[Disk], console: Console) -> Vm:
-    vm = Vm(machine_for(memory_mib), memory_mib=memory_mib, options=request.options, disks=disks, console=console)
+    try:
+        machine = machine_for(memory_mib)
+    except OSError as error:
+        raise InputError(f"-m {memory_mib}: the host cannot give so much memory: {(error.strerror or str(error)).lower()}") from None
+    vm = Vm(machine, memory_mib=memory_mib, options=request.options, disks=disks, console=console)
     vm.load(path, append=append, modules=request.modules, initrd=request.initrd, address=request.address)
     return vm
 

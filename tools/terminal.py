@@ -45,6 +45,7 @@ class Terminal:
         self._out, self._held = bytearray(), bytearray()
         self._escape = EscapeKey()
         self.failure: OSError | None = None
+        self._midline = False
         self.spoke = False  # the serial line has: it is the console, for good
         self._began = self._next_look = 0.0
         self._screen_since: float | None = None
@@ -96,8 +97,11 @@ class Terminal:
         self._screen_since = None
 
     def finish(self) -> None:
-        """After the end: everything printed is out, and the screen stands complete, if it was the console."""
+        """After the end: everything printed is out, what follows starts on a new line, and the screen stands complete, if it was the console."""
         self._flush()
+        if self._midline and _is_tty(self._stdout):
+            self._out += b"\n"
+            self._flush()
         vm = self._vm
         text = [] if vm is None or self.spoke and not self._vga else vm.board.vga.text()
         if vm is None or not any(text):
@@ -218,6 +222,7 @@ class Terminal:
 
     def _flush(self) -> None:
         if self._out and self.failure is None:
+            self._midline = not self._out.endswith(b"\n")
             try:
                 _write(self._stdout, self._out)
             except OSError as error:

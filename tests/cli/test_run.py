@@ -196,8 +196,19 @@ def test_our_own_faults(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     assert status(["run", "hello"]) == 70
     assert capfd.readouterr().err == "vmm: internal error: RuntimeError: no way (VMM_DEBUG=1 shows where)\n"
     monkeypatch.setenv("VMM_DEBUG", "1")
-    with pytest.raises(RuntimeError):
-        status(["run", "hello"])
+    assert status(["run", "hello"]) == 70
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_more_memory_than_there_is(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A host that has not the memory makes -m bad input."""
+
+    def refuse(memory_mib: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("tools.session.machine_for", refuse)
+    assert status(["run", "hello", "-m", "2G"]) == 2
+    assert capfd.readouterr().err == "vmm: -m 2048: the host cannot give so much memory: cannot allocate memory\n"
 
 
 def test_nobody_reads_the_output(tmp_path: Path) -> None:
