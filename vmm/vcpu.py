@@ -104,13 +104,15 @@ class Vcpu:
     @property
     def iopl(self) -> int:
         """The virtual IOPL."""
-        return self.words[Word.FLAGS >> 2] >> 12 & 3
+        iopl: int = self.words[Word.FLAGS >> 2] >> 12 & 3
+        return iopl
 
     def flags(self) -> int:
         """EFLAGS as the guest sees it."""
-        flags = self.machine.flags() & ~(_VIRTUAL_FLAGS | Flag.TF) | self.virtual_flags
+        flags: int = self.machine.flags() & ~(_VIRTUAL_FLAGS | Flag.TF) | self.virtual_flags
         if self.cpl == 3:
-            return flags | self.state[Cpu.EFLAGS] & Flag.TF
+            flags |= self.state[Cpu.EFLAGS] & Flag.TF
+            return flags
         return flags | Flag.TF if self.trap_flag else flags
 
     def set_flags(self, value: int) -> None:

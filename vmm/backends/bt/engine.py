@@ -1,0 +1,402 @@
+"""The engine: enters the guest, comes back with exact state, and gets to where interrupts may be delivered.
+
+The guest's kernel runs at CPL `ring`. With ring 1 one shadow table serves both modes; with ring 3 (the lecture's scheme) each
+mode has its own, and its own shadow descriptors. Touches no device and decides nothing about what an exit means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bt.block import CLEAN, RETURNING, SPILLED, Mode, Translation
+from bt.cache import CacheFull
+from bt.decode import memory_access
+from bt.discover import LONGEST
+from bt.window import Word
+from vmm.backends.bt.guest_code import GuestCode
+from vmm.backends.bt.kernel_exits import KernelExits
+from vmm.backends.bt.options import BtOptions
+from vmm.backends.bt.user_exits import UserExits
+from vmm.cpu_state import Cpu
+from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Stop, Wait
+from vmm.faults import GuestPageFault
+from vmm.x86.bits import Cr0, Cr4, Flag, Vector
+from vmm.x86.descriptors import Segment
+
+if TYPE_CHECKING:
+    from vmm.vm import Vm
+
+_CACHE_SELECTOR = 0xFFF0
+_FLAT_CODE = 0x00CF9B00
+_SELECTOR_VECTORS = frozenset((Vector.TS, Vector.NP, Vector.SS, Vector.GP))
+_PHYSICAL_CR0 = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.PE
+_GUEST_CR0 = Cr0.MP | Cr0.EM | Cr0.TS | Cr0.AM
+_PHYSICAL_CR4 = 1 << 20 | Cr4.PAE  # SMEP
+_GUEST_CR4 = Cr4.DE | Cr4.OSFXSR | Cr4.OSXMMEXCPT
+
+
+
+class BinaryTranslation:
+    """Runs one VM by binary translation."""
+
+    def __init__(self, vm: Vm, options: BtOptions) -> None:
+        self.vm, self.machine, self.options = vm, vm.machine, options
+        self.state, self.ring = vm.machine.state, options.ring
+        self.code = GuestCode(vm, options)
+        self.window, self.cache = self.code.window, self.code.cache
+        self.words = self.window.data[:4096].cast("I")
+        self.in_kernel = True  # which mode the guest is in, for ring 3, where the CPU cannot tell
+        self.exact = True  # whether the vCPU's EIP, CPL, CS and SS are the guest's, the engine being stopped
+        self.rolling = False  # single-stepping out of a stub, to deliver an interrupt behind it
+        self.after_step: Callable[[bool], None] | None = None
+        self._user_trap_flag: bool | None = None  # the guest's own TF while user code is stepped
+        self._cache_cs = _CACHE_SELECTOR | options.ring
+        self._loaded_ss: Segment | None = None
+        self._physical_control = (0, 0)
+        self.kernel, self.user = KernelExits(self), UserExits(self)
+
+    def start(self) -> None:
+        """Takes over the CPU: hooks, control registers, window."""
+        machine = self.machine
+        self.code.start()
+        machine.on_interrupt = self._on_interrupt
+        machine.on_invalid = self._on_invalid
+        machine.on_port = self._on_port
+        machine.on_cpuid = self._on_cpuid
+        self.control_changed()
+
+    # -- what the monitor and the MMU ask for ------------------------------------------------------------------------------------
+
+    def tables_changed(self) -> None:
+        """Other guest tables are in use."""
+        self.code.tables_changed()
+
+    def page_invalidated(self, gva: int) -> None:
+        """INVLPG: translations of this page must still be what its address leads to."""
+        if gva >> 12 in self.code.pages:
+            self.code.verify(gva >> 12)
+
+    def control_changed(self) -> None:
+        """The guest's CR0 or CR4 changed: the physical ones follow where they matter to the CPU."""
+        vcpu = self.vm.vcpu
+        cr0 = _PHYSICAL_CR0 | vcpu.cr0 & _GUEST_CR0
+        cr4 = _PHYSICAL_CR4 | vcpu.cr4 & _GUEST_CR4
+        before, self._physical_control = self._physical_control, (cr0, cr4)
+        if before == (cr0 ^ Cr0.TS, cr4):
+            self.machine.set_task_switched(bool(cr0 & Cr0.TS))
+        elif before != (cr0, cr4):
+            self.machine.set_cr0(cr0)
+            self.machine.set_cr4(cr4)
+
+    def step(self, done: Callable[[bool], None]) -> None:
+        """Lets the one instruction at the vCPU's EIP run; then done(completed) is called, before anything else happens."""
+        self.after_step = done
+
+    def step_once(self) -> None:
+        """Lets one instruction run by itself, if that is not going to happen anyway."""
+        if self.after_step is None:
+            self.after_step = _nothing
+
+    def memory_access(self, write: bool) -> tuple[int, bool, bool]:
+        """(bytes, reads, writes) of the memory operand of the instruction at the vCPU's EIP."""
+        vcpu = self.vm.vcpu
+        raw = self.code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, LONGEST, user=vcpu.cpl == 3)
+        size, reads, writes = memory_access(raw)
+        return size, reads, writes or write
+
+    def interrupts_changed(self, pending: bool) -> None:
+        """The interrupt controllers' output changed."""
+        if not pending:
+            if self.window.armed:
+                self.window.ring(False)
+        elif self.words[Word.FLAGS >> 2] & Flag.IF:
+            if self.machine.running:
+                self.machine.stop()
+        elif not self.window.armed:
+            self.window.ring(True)
+
+    def run(self) -> None:
+        """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
+        vm = self.vm
+        if self.exact:
+            self.exact = False
+            self.resume()
+        elif vm.board.interrupts.asserted:
+            self._come_to_boundary()
+        if vm.stopped is None and not self.exact:
+            self.machine.run()
+
+    def _come_to_boundary(self) -> None:
+        """An interrupt waits and the engine was stopped at any block: gets to where it may be delivered."""
+        if not self.words[Word.FLAGS >> 2] & Flag.IF:
+            if not self.window.armed:
+                self.window.ring(True)
+            return
+        if not self._virtual_kernel():
+            self.capture_user()
+            self.resume()
+        elif not self._deliver_here():
+            self.rolling = True
+            self.machine.set_trap_flag(True)
+
+    def _deliver_here(self) -> bool:
+        """In virtual kernel mode: delivers what is pending if EIP is a clean instruction boundary."""
+        address = self.state[Cpu.EIP]
+        translation = self.cache.translation_at(address)
+        if translation is None or translation.single:
+            return False
+        guest, recovery, exact = translation.locate(address)
+        if recovery != CLEAN or not exact:
+            return False
+        self.vm.vcpu.eip = guest
+        self.vm.vcpu.cpl = 0
+        self.resume()
+        return True
+
+    def _virtual_kernel(self) -> bool:
+        return self.in_kernel if self.ring == 3 else self.state[Cpu.HFLAGS] & 3 == 1
+
+    def synchronize(self) -> None:
+        """Makes the vCPU exact, as near as the place allows, for reports on a stopped VM."""
+        vcpu = self.vm.vcpu
+        if self.exact:
+            return
+        if self._virtual_kernel():
+            translation = self.cache.translation_at(self.state[Cpu.EIP])
+            if translation is not None:
+                vcpu.eip, vcpu.cpl = translation.locate(self.state[Cpu.EIP])[0], 0
+        else:
+            self.capture_user()
+
+    def resume(self) -> None:
+        """Enters the guest at the vCPU's EIP, delivering what may be delivered first."""
+        vm = self.vm
+        vcpu, interrupts = vm.vcpu, vm.board.interrupts
+        while True:
+            if interrupts.asserted:
+                if not vcpu.interrupts_on:
+                    if not self.window.armed:
+                        self.window.ring(True)
+                elif vcpu.inhibited:
+                    self.step_once()
+                elif self.after_step is None:
+                    if not self.handled(External()):
+                        return
+                    continue
+            vcpu.inhibited = False
+            if vcpu.cpl in (1, 2):
+                self.exact = True
+                vm.stop(Stop(End.UNSUPPORTED, f"the guest goes to privilege level {vcpu.cpl}: only levels 0 and 3 are supported"))
+                return
+            try:
+                if vcpu.cpl == 3:
+                    self._enter_user()
+                else:
+                    if vcpu.trap_flag and self.after_step is None:
+                        self.after_step = self._trap_after
+                    self._enter_kernel(vcpu.eip)
+                return
+            except GuestPageFault as fault:
+                self._abandon_step()
+                if not self.handled(PageFault(fault.gva, fault.code)):
+                    return
+            except CacheFull:
+                self.code.flush()
+
+    def _trap_after(self, completed: bool) -> None:
+        """TF in virtual kernel mode: a debug exception behind the instruction."""
+        if completed:
+            self.handled(Raised(Vector.DB))
+
+    def _enter_kernel(self, eip: int) -> None:
+        mode = self.mode()
+        if self.after_step is not None:
+            address = self.code.single(eip, mode)
+        else:
+            linear = self.vm.vcpu.cs.base + eip & 0xFFFFFFFF
+            found = self.cache.lookup(eip, mode, self.code.pages.get(linear >> 12))
+            address = self.code.translate(eip, mode) if found is None else found
+        state = self.state
+        ss = self.vm.vcpu.ss
+        if state[Cpu.CS] != self._cache_cs or self._loaded_ss is not ss or not self.in_kernel:
+            machine = self.machine
+            machine.set_segment(Cpu.CS, self._cache_cs, 0, 0xFFFFFFFF, _FLAT_CODE | self.ring << 13)
+            machine.set_segment(Cpu.SS, ss.selector & ~3 | self.ring, ss.base, ss.limit, ss.attributes & ~0x6000 | self.ring << 13)
+            machine.set_mode(self.ring)
+            machine.set_trap_flag(False)
+            self._loaded_ss = ss
+            self._switch(user=False)
+        state[Cpu.EIP] = address
+
+    def _enter_user(self) -> None:
+        vcpu, machine = self.vm.vcpu, self.machine
+        for at, held in ((Cpu.CS, vcpu.cs), (Cpu.SS, vcpu.ss)):
+            machine.set_segment(at, held.selector, held.base, held.limit, held.attributes | 0x6000)
+        machine.set_mode(3)
+        trap_flag = bool(self.state[Cpu.EFLAGS] & Flag.TF)
+        if self.after_step is not None:
+            self._user_trap_flag = trap_flag
+            trap_flag = True
+        machine.set_trap_flag(trap_flag)
+        self._switch(user=True)
+        self.state[Cpu.EIP] = vcpu.eip
+
+    def _switch(self, user: bool) -> None:
+        """Ring 3: the lecture's set_ptp(current, kmode) at a change of mode."""
+        if self.ring == 3 and self.in_kernel == user:
+            self.in_kernel = not user
+            self.vm.mmu.switch(user)
+            self.vm.descriptors.enter(user)
+
+    def mode(self) -> Mode:
+        vcpu = self.vm.vcpu
+        return self.cache.mode(vcpu.cs.base, vcpu.ss.base, vcpu.ss.wide and not vcpu.iopl and not vcpu.trap_flag)
+
+    def capture_user(self) -> None:
+        """Out of direct execution in user mode: the vCPU's EIP, CPL, CS and SS are the physical ones."""
+        state, vcpu = self.state, self.vm.vcpu
+        if self._user_trap_flag is not None:
+            self.machine.set_trap_flag(self._user_trap_flag)
+            self._user_trap_flag = None
+        vcpu.cpl, vcpu.eip = 3, state[Cpu.EIP]
+        vcpu.cs = Segment(state[Cpu.CS], state[Cpu.CS + 2], state[Cpu.CS + 4], state[Cpu.CS + 5])
+        vcpu.ss = Segment(state[Cpu.SS], state[Cpu.SS + 2], state[Cpu.SS + 4], state[Cpu.SS + 5])
+
+    def recover(self, address: int) -> Translation:
+        """In virtual kernel mode, at a cache address: puts back the state before the guest's instruction."""
+        translation = self.cache.translation_at(address)
+        if translation is None:
+            raise RuntimeError(f"no translation at {address:#x}")
+        guest, recovery, _ = translation.locate(address)
+        if recovery & SPILLED:
+            register = recovery & 7
+            self.state[2 * register] = self.words[(Word.SAVED >> 2) + register]
+        elif recovery & RETURNING:
+            self.words[Word.FLAGS >> 2] = self.words[Word.FLAGS >> 2] & ~0xFF00 | self.words[Word.FLAGS_BEFORE >> 2] & 0xFF00
+        self.vm.vcpu.eip, self.vm.vcpu.cpl = guest, 0
+        return translation
+
+    def handled(self, exit_: Exit) -> bool:
+        """Lets the monitor handle an exit; False when the guest is not to go on now."""
+        vm = self.vm
+        vm.stats.last.append((type(exit_).__name__, vm.vcpu.eip))
+        outcome = vm.monitor.handle(exit_)
+        match outcome:
+            case Resume():
+                return True
+            case Wait():
+                self.exact = True
+                self.machine.stop()
+            case Stop():
+                self.exact = True
+                vm.stop(outcome)
+        return False
+
+    def exit(self, exit_: Exit) -> None:
+        """An exit with exact state: handles it and goes on."""
+        self._abandon_step()
+        if self.handled(exit_):
+            self.resume()
+
+    def _abandon_step(self) -> None:
+        """The instruction that was to be stepped did not complete."""
+        if self.after_step is not None:
+            done, self.after_step = self.after_step, None
+            done(False)
+
+    def descriptor_filled(self, vector: int, error: int, user: bool) -> bool:
+        """An exception that a selector load may have raised because its shadow was absent: True when it is dealt with."""
+        if vector not in _SELECTOR_VECTORS or not error:
+            return False
+        try:
+            filled = self.vm.descriptors.fill(error, user)
+        except GuestPageFault as fault:
+            if user:
+                self.capture_user()
+            else:
+                self.recover(self.state[Cpu.EIP])
+            self.exit(PageFault(fault.gva, fault.code))
+            return True
+        if filled:
+            self.vm.stats.architectural["shadow descriptor"] += 1
+        return filled
+
+    def rolled(self) -> None:
+        """A single step on the way out of a stub is done."""
+        if not self.vm.board.interrupts.asserted or not self.words[Word.FLAGS >> 2] & Flag.IF:
+            self.rolling = False
+            self.machine.set_trap_flag(False)
+            self._arm_if_needed()
+            return
+        self.machine.set_trap_flag(False)
+        if self._deliver_here():
+            self.rolling = False
+        else:
+            self.machine.set_trap_flag(True)
+
+    def _arm_if_needed(self) -> None:
+        if self.vm.board.interrupts.asserted and not self.words[Word.FLAGS >> 2] & Flag.IF and not self.window.armed:
+            self.window.ring(True)
+
+    def stepped(self) -> None:
+        done, self.after_step = self.after_step, None
+        if done is not None:
+            done(True)
+        if self.vm.stopped is None:
+            self.resume()
+
+    def then(self, *actions: Callable[..., None]) -> None:
+        """Steps over the instruction at hand, then does these, behind what a step already under way will do."""
+        before = self.after_step
+        retrace, check = actions
+
+        def done(completed: bool) -> None:
+            if before is not None:
+                before(completed)
+            retrace(completed)
+            check()
+
+        self.after_step = done
+
+    def _on_interrupt(self, vector: int) -> None:
+        """Every exception and INT of the CPU."""
+        state, machine = self.state, self.machine
+        state[machine.old_exception] = 0xFFFFFFFF
+        software = bool(state[machine.is_int])
+        state[machine.is_int] = 0
+        if self._virtual_kernel():
+            self.kernel.interrupt(vector, state[Cpu.EIP], software)
+        else:
+            self.user.interrupt(vector, state[Cpu.EIP], software)
+
+    def _on_invalid(self) -> None:
+        """An undefined instruction: this CPU reports it apart."""
+        state = self.state
+        state[self.machine.old_exception] = 0xFFFFFFFF
+        self.vm.stats.architectural["exception 6"] += 1
+        if self._virtual_kernel():
+            self.vm.stats.audited += 1
+            self.recover(state[Cpu.EIP])
+        else:
+            self.capture_user()
+        self.exit(Raised(Vector.UD))
+
+    def _on_cpuid(self) -> bool:
+        state = self.state
+        values = self.vm.cpuid(state[Cpu.EAX], state[Cpu.ECX])
+        for register, value in zip((Cpu.EAX, Cpu.EBX, Cpu.ECX, Cpu.EDX), values, strict=True):
+            state[register] = value
+            state[register + 1] = 0
+        self.vm.stats.engine["cpuid"] += 1
+        return True
+
+    def _on_port(self, port: int, size: int, value: int | None) -> int:
+        self.vm.stats.architectural["port"] += 1
+        if not self._virtual_kernel() and not self.user.port_allowed(port, size):
+            return 0
+        return self.vm.board.bus.port(port, size, value)
+
+
+def _nothing(completed: bool) -> None:
+    """What follows a step that only had to be one."""

@@ -1,0 +1,176 @@
+"""Exits in virtual kernel mode: what the CPU reports while it runs translated code.
+
+Every one is audited: EIP must lie in the cache. Turns cache addresses back into guest state through the address map, and a
+trapping stub into what its site means. Knows the engine that it belongs to; decides nothing about what an exit means.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bt.block import Mode, Site, SiteKind
+from bt.cache import CacheFull
+from bt.emit import TRAP_VECTOR
+from bt.sensitive import classify
+from bt.window import CODE, Word
+from vmm.cpu_state import Cpu
+from vmm.exits import DeviceMemory, Exit, PageFault, Raised, Sensitive
+from vmm.faults import GuestPageFault
+from vmm.mmu.shadow import DeviceAccess, StepOver
+from vmm.x86.bits import Fault, Vector
+
+if TYPE_CHECKING:
+    from vmm.backends.bt.engine import BinaryTranslation
+
+
+class KernelExits:
+    """Handles what happens in virtual kernel mode for one engine."""
+
+    def __init__(self, engine: BinaryTranslation) -> None:
+        self.engine = engine
+        self.vm, self.machine, self.state = engine.vm, engine.machine, engine.state
+        self.code, self.cache, self.words = engine.code, engine.code.cache, engine.words
+
+    def interrupt(self, vector: int, address: int, software: bool) -> None:
+        """An exception or INT at a cache address."""
+        engine, state, machine, stats = self.engine, self.state, self.machine, self.vm.stats
+        stats.audited += 1
+        if not 0 <= address - self.cache.base - CODE <= engine.options.cache_size:
+            stats.outside += 1
+        if software and vector == TRAP_VECTOR:
+            self._trap(self.cache.sites[address])
+        elif vector == Vector.PF:
+            self._page_fault(state[Cpu.CR2], state[machine.error_code], address)
+        elif vector == Vector.DB and engine.rolling:
+            engine.rolled()
+        else:
+            error = state[machine.error_code]
+            if engine.descriptor_filled(vector, error, user=False):
+                return
+            stats.architectural[f"exception {vector}"] += 1
+            engine.recover(address)
+            engine.exit(Raised(vector, error))
+
+    def _trap(self, site: Site) -> None:
+        """A trapping stub."""
+        site.count += 1
+        vm, stats = self.vm, self.vm.stats
+        vcpu = vm.vcpu
+        match site.kind:
+            case SiteKind.CALLOUT:
+                instruction, row = site.instruction, site.row
+                assert instruction is not None and row is not None
+                stats.architectural["callout"] += 1
+                vcpu.eip, vcpu.cpl = site.address, 0
+                flushes, ss, mode = self.cache.flushes, vcpu.ss, site.translation.mode
+                if self.engine.after_step is not None and site.translation.single:
+                    self._step_callout(Sensitive(instruction, row))
+                    return
+                if not self.engine.handled(Sensitive(instruction, row)):
+                    return
+                if (
+                    vcpu.cpl == 0
+                    and vcpu.eip == instruction.next
+                    and site.translation.alive
+                    and flushes == self.cache.flushes
+                    and ss is vcpu.ss
+                    and not vcpu.iopl | vcpu.trap_flag
+                    and mode.plain
+                    and not vm.board.interrupts.asserted
+                    and self.engine.after_step is None
+                ):
+                    vcpu.inhibited = False
+                    return  # EIP already stands behind the stub
+                self.engine.resume()
+            case SiteKind.CHAIN:
+                stats.architectural["chain"] += 1
+                vcpu.eip, vcpu.cpl = site.target, 0
+                flushes = self.cache.flushes
+                self.engine.resume()
+                if flushes == self.cache.flushes:
+                    self.cache.link(site.slot, site.target, site.translation.mode)
+            case SiteKind.MISS:
+                stats.architectural["indirect miss"] += 1
+                self.state[Cpu.ECX] = self.words[(Word.SAVED >> 2) + 1]
+                target = vcpu.eip = self.words[Word.TARGET >> 2]
+                vcpu.cpl = 0
+                try:
+                    mode = self.engine.mode()
+                except CacheFull:
+                    self.engine.resume()
+                    return
+                self.engine.resume()
+                self._link_return(target, mode)
+            case SiteKind.STEPPED:
+                vcpu.eip, vcpu.cpl = site.target, 0
+                self.engine.stepped()
+            case SiteKind.UNDEFINED:
+                stats.architectural["exception 6"] += 1
+                vcpu.eip, vcpu.cpl = site.address, 0
+                self.engine.exit(Raised(Vector.UD))
+
+    def _step_callout(self, exit_: Exit) -> None:
+        """The instruction to be stepped is emulated: it is done at once."""
+        done, self.engine.after_step = self.engine.after_step, None
+        assert done is not None
+        going_on = self.engine.handled(exit_)
+        done(True)
+        if going_on:
+            self.engine.resume()
+
+    def _link_return(self, target: int, mode: Mode) -> None:
+        try:
+            if self.cache.lookup(target, mode) is not None:
+                self.cache.link_return(target, mode)
+        except CacheFull:
+            pass  # the next translation flushes
+
+    def _page_fault(self, gva: int, error: int, address: int) -> None:
+        vm, stats = self.vm, self.vm.stats
+        window = self.code.window
+        if window.holds(gva):
+            if window.on_doorbell(gva):
+                self._doorbell(address)
+                return
+        try:
+            outcome = vm.mmu.fault(gva, bool(error & Fault.W), False, False)
+        except GuestPageFault as fault:
+            stats.architectural["exception 14"] += 1
+            self.engine.recover(address)
+            self.engine.exit(PageFault(fault.gva, fault.code))
+            return
+        match outcome:
+            case None:
+                stats.architectural["hidden page fault"] += 1
+                if vm.mmu.unchecked_directories:
+                    self.engine.recover(address)
+                    self.code.tables_changed()
+                    self.engine.resume()
+                    return
+                if self.code.opened:
+                    self.code.opened = False
+                    translation = self.cache.translation_at(address)
+                    if translation is not None and translation.alive:
+                        return
+                    self.engine.recover(address)  # the code that runs was written: once over the writing instruction, then anew
+                    self.engine.step_once()
+                    self.engine.resume()
+            case StepOver(gfn):
+                stats.architectural["directory write"] += 1
+                self.engine.recover(address)
+                self.engine.then(lambda completed: vm.mmu.retrace(gfn), self.code.tables_changed)
+                self.engine.resume()
+            case DeviceAccess(gpa):
+                stats.architectural["device memory"] += 1
+                self.engine.recover(address)
+                self.engine.exit(DeviceMemory(gpa, gva, bool(error & Fault.W)))
+
+    def _doorbell(self, address: int) -> None:
+        """The guest sets IF while an interrupt waits: the whole instruction is emulated instead."""
+        translation = self.engine.recover(address)
+        vcpu = self.vm.vcpu
+        self.vm.stats.architectural["interrupt window"] += 1
+        instruction = next(i for i in translation.block.instructions if i.address == vcpu.eip)
+        row = classify(instruction.opcode, instruction.modrm)
+        assert row is not None
+        self.engine.exit(Sensitive(instruction, row))

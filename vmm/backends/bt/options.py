@@ -1,0 +1,14 @@
+"""How the bt back-end works: what the user may choose."""
+
+from dataclasses import dataclass
+
+from vmm.machine import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class BtOptions:
+    """ring: CPL of the guest's kernel, 1 or 3. stubs_in_cache: `--stubs cache`. cache_size: bytes of translated code, whole frames."""
+
+    ring: int = 1
+    stubs_in_cache: bool = True
+    cache_size: int = 16 * MIB

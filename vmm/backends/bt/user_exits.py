@@ -1,0 +1,125 @@
+"""Exits in virtual user mode: what the CPU reports while it runs the guest's user code directly.
+
+Knows the engine that it belongs to; decides nothing about what an exit means.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bt.decode import decode
+from bt.sensitive import Treatment, classify
+from vmm.cpu_state import Cpu
+from vmm.exits import DeviceMemory, End, PageFault, PortAccess, Raised, Sensitive, SoftwareInterrupt, Stop
+from vmm.faults import GuestPageFault
+from vmm.mmu.shadow import DeviceAccess, StepOver
+from vmm.ports import port_allowed
+from vmm.x86.bits import Fault, Vector
+
+if TYPE_CHECKING:
+    from vmm.backends.bt.engine import BinaryTranslation
+
+_SAVED_STATE = 4 * 1400  # bytes of the CPU's state that an aborted IN or OUT may have changed
+
+
+class UserExits:
+    """Handles what happens in virtual user mode for one engine."""
+
+    def __init__(self, engine: BinaryTranslation) -> None:
+        self.engine = engine
+        self.vm, self.machine, self.state = engine.vm, engine.machine, engine.state
+        self.port_fault: tuple[bytes, int, int] | None = None  # state before an IN or OUT that is being aborted, port, size
+
+    def interrupt(self, vector: int, address: int, software: bool) -> None:
+        vm, stats, state, machine = self.vm, self.vm.stats, self.state, self.machine
+        if self.port_fault is not None:
+            self._end_port_access()
+            return
+        if self.engine.rolling:  # the last step out of a stub was an iret to user mode
+            self.engine.rolling = False
+            machine.set_trap_flag(False)
+            if vector == Vector.DB:
+                self.engine.capture_user()
+                self.engine.resume()
+                return
+        error = state[machine.error_code]
+        if vector == Vector.PF and not software:
+            self._page_fault(state[Cpu.CR2], error)
+            return
+        if not software and self.engine.descriptor_filled(vector, error, user=True):
+            return
+        self.engine.capture_user()
+        if software:
+            stats.architectural["system call"] += 1
+            raw = self.engine.code.fetch(vm.vcpu.cs.base + address - 2 & 0xFFFFFFFF, 2, user=True)
+            size = 2 if raw[0] == 0xCD and raw[1] == vector else 1
+            vm.vcpu.eip = address - size & 0xFFFFFFFF
+            self.engine.exit(SoftwareInterrupt(vector, address))
+        elif vector == Vector.DB and self.engine.after_step is not None:
+            self.engine.stepped()
+        else:
+            stats.architectural[f"exception {vector}"] += 1
+            if vector == Vector.GP and not error and vm.vcpu.iopl == 3 and self._interrupt_flag():
+                return
+            self.engine.exit(Raised(vector, error))
+
+    def _interrupt_flag(self) -> bool:
+        """CLI and STI in user mode trap on this CPU, whose IOPL is 0, and are allowed by the guest's IOPL of 3: emulated. False: something else."""
+        vcpu = self.vm.vcpu
+        for instruction in decode(self.engine.code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, 1, user=True), vcpu.eip):
+            row = classify(instruction.opcode, instruction.modrm)
+            if row is not None and row.treatment in (Treatment.CLEAR_IF, Treatment.SET_IF):
+                self.engine.exit(Sensitive(instruction, row))
+                return True
+        return False
+
+    def _page_fault(self, gva: int, error: int) -> None:
+        vm, stats = self.vm, self.vm.stats
+        try:
+            outcome = vm.mmu.fault(gva, bool(error & Fault.W), True, bool(error & Fault.I))
+        except GuestPageFault as fault:
+            stats.architectural["exception 14"] += 1
+            self.engine.capture_user()
+            self.engine.exit(PageFault(fault.gva, fault.code))
+            return
+        match outcome:
+            case None:
+                stats.architectural["hidden page fault"] += 1
+            case StepOver(gfn):
+                stats.architectural["directory write"] += 1
+                self.engine.capture_user()
+                self.engine.then(lambda completed: vm.mmu.retrace(gfn), self.engine.tables_changed)
+                self.engine.resume()
+            case DeviceAccess(gpa):
+                stats.architectural["device memory"] += 1
+                self.engine.capture_user()
+                if error & Fault.I:
+                    self.engine.exact = True
+                    vm.stop(Stop(End.DIED, f"the guest executes at {gva:#x}, where there is no memory (gpa {gpa:#x})"))
+                else:
+                    self.engine.exit(DeviceMemory(gpa, gva, bool(error & Fault.W)))
+
+    def port_allowed(self, port: int, size: int) -> bool:
+        vm = self.vm
+        vm.vcpu.cpl = 3
+        try:
+            if port_allowed(vm, port, size):
+                return True
+        except GuestPageFault:
+            pass
+        if self.port_fault is None:
+            self.port_fault = bytes(self.state.cast("B")[:_SAVED_STATE]), port, size
+            self.machine.set_cr3(vm.empty_root)
+            self.machine.stop()
+        return False
+
+    def _end_port_access(self) -> None:
+        """Erratum 12: IN and OUT cannot be aborted: the state before is put back, and the exception injected."""
+        assert self.port_fault is not None
+        image, port, size = self.port_fault
+        self.port_fault = None
+        self.state.cast("B")[: len(image)] = image
+        self.machine.set_cr3(self.vm.mmu.current.cr3)
+        self.engine.capture_user()
+        self.vm.stats.architectural["exception 13"] += 1
+        self.engine.exit(PortAccess(port, size))
