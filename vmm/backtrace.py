@@ -86,5 +86,5 @@ def _name(vm: Vm, eip: int) -> str:
 
 def _caller(vm: Vm, back_to: int) -> str:
     """The name of a return address. A call that never returns may be its function's last instruction: the next function is not meant."""
-    name = _name(vm, back_to)
-    return name if "+" in name else _name(vm, back_to - 1)
+    name, before = _name(vm, back_to), _name(vm, back_to - 1)
+    return before if "+" in before and "+" not in name else name
