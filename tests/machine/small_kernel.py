@@ -11,7 +11,7 @@ from tests.machine.flat import ENTRY, FLAT_CODE, FLAT_DATA, USER_CODE, USER_DATA
 HANDLERS, USER_PAGES, LOG, DIRECTORY, TABLES, IDENTITY, USER_TABLE = 0x110000, 0x180000, 0x200000, 0x300000, 0x310000, 0x301000, 0x302000
 USER, ALIAS, USER_COUNT = 0x400000, 0x420000, 16
 STACK, USER_STACK = 0x170000, USER + 0x8000
-ABSENT = 0x3F0000  # the 64 KiB from here on are not mapped; the frames behind them are there
+ABSENT = 0x3F0000  # the 64 KiB from here on lack nothing but the present bit
 _GDT, _IDT, _TSS, _POINTERS = TABLES, TABLES + 0x1000, TABLES + 0x2000, TABLES + 0x3000
 TO_USER = f"push 0x23; push {USER_STACK}; push 0x202; push 0x1b; push {USER}; .byte 0xcf"
 _START = f"""
@@ -28,7 +28,7 @@ def small_kernel(then: str, *, user: str = "l: jmp l", handlers: Mapping[int, st
     made = {vector: assemble(source, HANDLERS + 0x100 * vector) for vector, source in (handlers or {}).items()}
     idt = [gate(HANDLERS + 0x100 * vector, dpl=3 if vector >= 0x80 else 0) if vector in made else 0 for vector in range(256)]
     gdt = [0, FLAT_CODE, FLAT_DATA, USER_CODE, USER_DATA, system_segment(_TSS, 0x67, 9)]
-    identity = [page << 12 | 3 if not ABSENT <= page << 12 < ABSENT + 0x10000 else 0 for page in range(1024)]
+    identity = [page << 12 | (2 if ABSENT <= page << 12 < ABSENT + 0x10000 else 3) for page in range(1024)]
     pages = [USER_PAGES + 0x1000 * n | 7 for n in range(USER_COUNT)]
     between = [0] * ((ALIAS - USER >> 12) - USER_COUNT)
     parts = {

@@ -55,7 +55,6 @@ def test_1_faults_one_after_the_other(ring: int) -> None:
     code = f"mov dword ptr [{LOG}],{LOG + 16}; mov ebx,{ABSENT}; mov [ebx],eax; mov ecx,[ebx+0x1000]; mov [ebx+0x2000],eax; {FINISH}"
     parts = small_kernel(code, handlers={14: handler})
     vm = flat_vm(parts, ring=ring)
-    vm.memory.write(IDENTITY + (ABSENT >> 10), b"".join((ABSENT + 0x1000 * n | 2).to_bytes(4, "little") for n in range(3)))
     assert finish(vm) == 0
     assert words(vm, LOG, 1) == [LOG + 16 + 36]
     got = words(vm, LOG + 16, 9)
