@@ -15,6 +15,7 @@ from bt.sensitive import Row
 
 # Recovery flags of a map entry: what must be done to have the guest's state before its instruction.
 CLEAN = 0  # nothing: registers are the guest's
+ADJUSTED = 0x08  # | register: it has the difference of the mode's bases (CS less SS) added
 SPILLED = 0x10  # | register: its value is in its SAVED word
 MIDWAY = 0x20  # the instruction is partly done: go on to the next clean place
 SHADOWED = 0x40  # clean, but no interrupt may be delivered here (behind sti and loads of ss)
@@ -82,11 +83,12 @@ class Translation:
     """A translated block.
 
     start, code: where its code stands (linear) and the bytes. marks, guests, recovery: the address map, by rising cache
-    address. returns: guest EIP to its checked entry, as (linear address, slot of the next one in its table's chain).
-    sites: linear address behind the trap instruction to site. slots: window offset of each outgoing slot to (guest EIP it
-    leads to, linear address of the trap that it holds while that has no translation). source: what it was made of, as (gfn, offset in the frame, bytes). incoming: slots that hold
-    addresses in it. keys: its keys in the cache's table. body: how many map entries
-    belong to instructions; those of the stubs follow. alive: False from invalidation to revival.
+    address. body: how many map entries belong to instructions; those of the stubs follow. returns: guest EIP to its checked
+    entry, as (linear address, slot of the next one in its table's chain). sites: linear address behind the trap instruction
+    to site. slots: window offset of each outgoing slot to (guest EIP it leads to, linear address of the trap that it holds
+    while that has no translation). source: what it was made of, as (gfn, offset in the frame, bytes). incoming: slots that
+    hold addresses in it. keys: its keys in the cache's table. alive: False from invalidation to revival. single: for one
+    instruction only, not looked up.
     """
 
     block: Block

@@ -7,6 +7,7 @@ the table's business.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -139,11 +140,16 @@ def operand_registers(instruction: Instruction) -> set[int]:
     return used if sib >> 3 & 7 == 4 else used | {sib >> 3 & 7}
 
 
-def memory_access(raw: bytes, wide: bool = True) -> tuple[int, bool, bool]:
-    """(bytes, reads, writes) of the explicit or implied memory operand of one instruction; (4, True, True) when there is none to be seen."""
+@functools.cache
+def _detailed(wide: bool) -> capstone.Cs:
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32 if wide else capstone.CS_MODE_16)
     engine.detail = True
-    for instruction in engine.disasm(raw, 0, 1):
+    return engine
+
+
+def memory_access(raw: bytes, wide: bool = True) -> tuple[int, bool, bool]:
+    """(bytes, reads, writes) of the explicit or implied memory operand of one instruction; (4, True, True) when there is none to be seen."""
+    for instruction in _detailed(wide).disasm(raw, 0, 1):
         operands = [operand for operand in instruction.operands if operand.type == capstone.x86.X86_OP_MEM]
         if operands:
             access = 0

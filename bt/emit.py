@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bt.block import CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
+from bt.block import ADJUSTED, CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
 from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, memory_operand, operand_registers
 from bt.sensitive import Row, Treatment
 from bt.window import CODE, DOORBELL, FLAGS_CLASS, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
@@ -25,10 +25,12 @@ MISS = CODE  # window offset of the stub for returns and indirect jumps that no 
 
 _ECX, _EDX = 1, 2
 _CS_OVERRIDE, _SS_OVERRIDE = 0x2E, 0x36
+_BY_REGISTER = {0x6E: 6, 0x6F: 6, 0xA4: 6, 0xA5: 6, 0xA6: 6, 0xA7: 6, 0xAC: 6, 0xAD: 6, 0xD7: 3}  # outs movs cmps lods xlat: ESI, EBX
 _MOVES_WITH_OFFSET = (0xA0, 0xA1, 0xA2, 0xA3)
 _IF_BYTE = Word.FLAGS + 1
 _FLAG_TREATMENTS = (Treatment.PUSH_FLAGS, Treatment.POP_FLAGS, Treatment.CLEAR_IF, Treatment.SET_IF, Treatment.RETURN_FROM_INTERRUPT)
-_INHIBITING = ("mov ss,r/m", "pop ss", "sti", "lss")  # no interrupt behind them (SDM 3A 6.8.3 "Masking Exceptions and Interrupts When Switching Stacks")
+# No interrupt behind these: SDM 3A 6.8.3 "Masking Exceptions and Interrupts When Switching Stacks".
+_INHIBITING = ("mov ss,r/m", "pop ss", "sti", "lss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +255,22 @@ class Emitter:
         apart = self.mode.cs_base - self.mode.ss_base & 0xFFFFFFFF
         if not apart:
             return prefixes + raw[at:]
+        if instruction.opcode in _BY_REGISTER:
+            return self.adjusted(instruction, prefixes + raw[at:], apart)
         if instruction.opcode in _MOVES_WITH_OFFSET:
             return prefixes + (int.from_bytes(raw[at:], "little") + apart & 0xFFFFFFFF).to_bytes(4, "little")
         if instruction.opcode in (0x0F38, 0x0F3A):
             prefixes, at = prefixes + raw[at : at + 1], at + 1
         return prefixes + memory_operand(instruction, apart, at=at) + raw[at + len(memory_operand(instruction, at=at)) :]
+
+    def adjusted(self, instruction: Instruction, code: bytes, apart: int) -> bytes:
+        """A string instruction or xlat through SS: its index register is moved by the difference of the bases and back."""
+        register = _BY_REGISTER[instruction.opcode]
+        lea = bytes((0x8D, 0x80 | register << 3 | register))
+        self.put(lea + apart.to_bytes(4, "little"))
+        self.mark(instruction.address, ADJUSTED | register)
+        self.put(code, lea + (-apart & 0xFFFFFFFF).to_bytes(4, "little"))
+        return b""
 
     def segment_prefix(self, instruction: Instruction) -> bytes:
         """The override to repeat in front of a rewritten memory operand."""
@@ -309,6 +322,7 @@ class Emitter:
         address = instruction.address
         self.put(self.save(_ECX))
         self.mark(address, SPILLED | _ECX)
+        self.put(b"\x8b\x0c\x24")  # mov ecx,[esp]: a fault on the frame is to be met in the CPU's order
         self.put(b"\x0f\xb6\x4c\x24\x04", b"\x36\x0f\xb6\x89" + self.word(RING_3))  # movzx ecx,byte [esp+4]: CS; movzx ecx,byte ss:[ring 3+ecx]
         slow = [self.jump_if_zero()]
         self.put(b"\x0f\xb7\x4c\x24\x09", b"\x36\x0f\xb6\x89" + self.word(FLAGS_CLASS))  # movzx ecx,word [esp+9]: EFLAGS bits 8-23

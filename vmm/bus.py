@@ -99,6 +99,7 @@ class Bus:
         low, high = (None, None) if value is None else (value & (1 << 8 * half) - 1, value >> 8 * half)
         return self.memory(gpa, half, low) | self.memory(gpa + half, size - half, high) << 8 * half
 
-    def memory_device(self, gpa: int) -> bool:
-        """Is a memory-mapped device on the page of `gpa`?"""
-        return gpa >> PAGE_SHIFT in self._pages
+    def memory_device(self, gpa: int, size: int = 1) -> bool:
+        """Is a memory-mapped device on any page of the `size` bytes from `gpa`?"""
+        first, last = gpa >> PAGE_SHIFT, gpa + size - 1 >> PAGE_SHIFT
+        return any(first <= page <= last for page in self._pages)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bt.block import CLEAN, RETURNING, SPILLED, Mode, Translation
+from bt.block import ADJUSTED, CLEAN, RETURNING, SHADOWED, SPILLED, Mode, Translation
 from bt.cache import CacheFull
 from bt.decode import memory_access
 from bt.discover import LONGEST
@@ -21,7 +21,7 @@ from vmm.backends.bt.user_exits import UserExits
 from vmm.cpu_state import Cpu
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Stop, Wait
 from vmm.faults import GuestPageFault
-from vmm.x86.bits import Cr0, Cr4, Flag, Vector
+from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
 from vmm.x86.descriptors import Segment
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class BinaryTranslation:
 
     def __init__(self, vm: Vm, options: BtOptions) -> None:
         self.vm, self.machine, self.options = vm, vm.machine, options
-        self.state, self.ring = vm.machine.state, options.ring
+        self.state, self.ring, self.stats, self.mmu = vm.machine.state, options.ring, vm.stats, vm.mmu
         self.code = GuestCode(vm, options)
         self.window, self.cache = self.code.window, self.code.cache
         self.words = self.window.data[:4096].cast("I")
@@ -59,7 +59,7 @@ class BinaryTranslation:
     def start(self) -> None:
         """Takes over the CPU: hooks, control registers, window."""
         machine = self.machine
-        self.code.start()
+        self.code.place()
         machine.on_interrupt = self._on_interrupt
         machine.on_invalid = self._on_invalid
         machine.on_port = self._on_port
@@ -141,14 +141,15 @@ class BinaryTranslation:
             self.machine.set_trap_flag(True)
 
     def _deliver_here(self) -> bool:
-        """In virtual kernel mode: delivers what is pending if EIP is a clean instruction boundary."""
+        """In virtual kernel mode: delivers what is pending if EIP is a clean instruction boundary, or behind the next one if it is shadowed."""
         address = self.state[Cpu.EIP]
         translation = self.cache.translation_at(address)
         if translation is None or translation.single:
             return False
         guest, recovery, exact = translation.locate(address)
-        if recovery != CLEAN or not exact:
+        if recovery not in (CLEAN, SHADOWED) or not exact:
             return False
+        self.vm.vcpu.inhibited = recovery == SHADOWED
         self.vm.vcpu.eip = guest
         self.vm.vcpu.cpl = 0
         self.resume()
@@ -217,6 +218,9 @@ class BinaryTranslation:
             linear = self.vm.vcpu.cs.base + eip & 0xFFFFFFFF
             found = self.cache.lookup(eip, mode, self.code.pages.get(linear >> 12))
             address = self.code.translate(eip, mode) if found is None else found
+            if self.vm.stopped is not None:  # there is nothing to translate there
+                self.exact = True
+                return
         state = self.state
         ss = self.vm.vcpu.ss
         if state[Cpu.CS] != self._cache_cs or self._loaded_ss is not ss or not self.in_kernel:
@@ -272,6 +276,9 @@ class BinaryTranslation:
         if recovery & SPILLED:
             register = recovery & 7
             self.state[2 * register] = self.words[(Word.SAVED >> 2) + register]
+        elif recovery & ADJUSTED:
+            register, mode = recovery & 7, translation.mode
+            self.state[2 * register] = self.state[2 * register] - mode.cs_base + mode.ss_base & 0xFFFFFFFF
         elif recovery & RETURNING:
             self.words[Word.FLAGS >> 2] = self.words[Word.FLAGS >> 2] & ~0xFF00 | self.words[Word.FLAGS_BEFORE >> 2] & 0xFF00
         self.vm.vcpu.eip, self.vm.vcpu.cpl = guest, 0
@@ -363,12 +370,25 @@ class BinaryTranslation:
         """Every exception and INT of the CPU."""
         state, machine = self.state, self.machine
         state[machine.old_exception] = 0xFFFFFFFF
-        software = bool(state[machine.is_int])
-        state[machine.is_int] = 0
-        if self._virtual_kernel():
-            self.kernel.interrupt(vector, state[Cpu.EIP], software)
+        software = False
+        if state[machine.is_int]:
+            state[machine.is_int] = 0
+            software = True
+        address = state[Cpu.EIP]
+        in_kernel = self.in_kernel if self.ring == 3 else state[Cpu.HFLAGS] & 3 == 1
+        if in_kernel:
+            self.stats.audited += 1
+            if not 0 <= address - self.code.start <= self.options.cache_size:
+                self.stats.outside += 1
+        if vector == 14 and not software:
+            error = state[machine.error_code]
+            if not error & Fault.I and self.mmu.refill(state[Cpu.CR2], bool(error & Fault.W), not in_kernel):  # most exits end here
+                self.stats.architectural["hidden page fault"] += 1
+                return
+        if in_kernel:
+            self.kernel.interrupt(vector, address, software)
         else:
-            self.user.interrupt(vector, state[Cpu.EIP], software)
+            self.user.interrupt(vector, address, software)
 
     def _on_invalid(self) -> None:
         """An undefined instruction: this CPU reports it apart."""

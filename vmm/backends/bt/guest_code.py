@@ -14,6 +14,7 @@ from bt.block import Mode
 from bt.cache import Source, TranslationCache
 from bt.discover import LONGEST, discover
 from bt.emit import Options
+from bt.window import CODE as CODE_OFFSET
 from vmm.backends.bt.options import BtOptions
 from vmm.backends.window import NoRoom, Use, Window
 from vmm.exits import End, Stop
@@ -38,15 +39,17 @@ class GuestCode:
         self.cache = TranslationCache(
             self.window.data, self.window.code, self.window.base, Options(options.ring == 1, options.stubs_in_cache), self._protect
         )
+        self.start = self.window.base + CODE_OFFSET  # linear address of the cache's first byte of code
         self.pages: dict[int, int] = {}
         self.opened = False
         self._tolerated = Use.FREE  # what the guest may have in the window's place
 
-    def start(self) -> None:
+    def place(self) -> None:
         """Places and maps the window."""
         self.vm.mmu.made_writable = self._made_writable
         self.window.place(self._use)
         self.cache.flush(self.window.base)
+        self.start = self.window.base + CODE_OFFSET
         self.vm.mmu.set_window(self.window.entries())
 
     def tables_changed(self) -> None:
@@ -171,8 +174,7 @@ class GuestCode:
         if not entry & Pte.PS:
             return Use.TAKEN
         first = entry >> 21 << 9 if vm.paging.pae or not vm.paging.enabled else (entry & 0xFFC00000) >> 12
-        device = vm.board.bus.memory_device
-        taken = first < vm.memory.count or any(device(gfn << 12) for gfn in range(first, first + 1024))
+        taken = first < vm.memory.count or vm.board.bus.memory_device(first << 12, 1 << 22)
         return Use.TAKEN if taken else Use.NOBODY if vm.paging.enabled else Use.FREE
 
     def _move_window(self) -> None:
@@ -186,4 +188,5 @@ class GuestCode:
             return
         self._tolerated = max(self._use(region) for region in self.window.entries())
         self.cache.flush(self.window.base)
+        self.start = self.window.base + CODE_OFFSET
         vm.mmu.set_window(self.window.entries())

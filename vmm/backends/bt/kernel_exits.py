@@ -1,6 +1,6 @@
 """Exits in virtual kernel mode: what the CPU reports while it runs translated code.
 
-Every one is audited: EIP must lie in the cache. Turns cache addresses back into guest state through the address map, and a
+Turns cache addresses back into guest state through the address map, and a
 trapping stub into what its site means. Knows the engine that it belongs to; decides nothing about what an exit means.
 """
 
@@ -12,7 +12,7 @@ from bt.block import Mode, Site, SiteKind
 from bt.cache import CacheFull
 from bt.emit import TRAP_VECTOR
 from bt.sensitive import classify
-from bt.window import CODE, Word
+from bt.window import Word
 from vmm.cpu_state import Cpu
 from vmm.exits import DeviceMemory, Exit, PageFault, Raised, Sensitive
 from vmm.faults import GuestPageFault
@@ -34,9 +34,6 @@ class KernelExits:
     def interrupt(self, vector: int, address: int, software: bool) -> None:
         """An exception or INT at a cache address."""
         engine, state, machine, stats = self.engine, self.state, self.machine, self.vm.stats
-        stats.audited += 1
-        if not 0 <= address - self.cache.base - CODE <= engine.options.cache_size:
-            stats.outside += 1
         if software and vector == TRAP_VECTOR:
             self._trap(self.cache.sites[address])
         elif vector == Vector.PF:
@@ -62,7 +59,7 @@ class KernelExits:
                 assert instruction is not None and row is not None
                 stats.architectural["callout"] += 1
                 vcpu.eip, vcpu.cpl = site.address, 0
-                flushes, ss, mode = self.cache.flushes, vcpu.ss, site.translation.mode
+                flushes, cs, ss, mode = self.cache.flushes, vcpu.cs, vcpu.ss, site.translation.mode
                 if self.engine.after_step is not None and site.translation.single:
                     self._step_callout(Sensitive(instruction, row))
                     return
@@ -73,6 +70,7 @@ class KernelExits:
                     and vcpu.eip == instruction.next
                     and site.translation.alive
                     and flushes == self.cache.flushes
+                    and cs is vcpu.cs
                     and ss is vcpu.ss
                     and not vcpu.iopl | vcpu.trap_flag
                     and mode.plain
