@@ -140,7 +140,7 @@ def test_a_fault_is_precise_and_the_instruction_completes(name: str, read_only: 
 @pytest.mark.parametrize(("ring", "cached"), _CONFIGURATIONS, ids=lambda value: str(value))
 @pytest.mark.parametrize(
     "code",
-    ("pushfd", ".byte 0x0e", ".byte 0x16", f"call {AFTER:#x}", "call eax", "call dword ptr [esi]", "push ecx", "int 0x80", "pushad", ".byte 0xff,0x1e"),
+    ("pushfd", ".byte 0x0e", ".byte 0x16", f"call {AFTER:#x}", "call eax", "call [esi]", "push ecx", "int 0x80", "pushad", ".byte 0xff,0x1e"),
 )
 def test_without_a_stack_the_run_ends_at_the_instruction(code: str, ring: int, cached: bool) -> None:
     """The stack page itself is absent, so the fault cannot be delivered: a triple fault, with the registers before the instruction."""
