@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from bt.block import Block, Mode
 from vmm.exits import Stopped
 from vmm.faults import GuestFault, GuestPageFault
-from vmm.mmu.shadow import DeviceAccess, StepOver
+from vmm.mmu.tables import DeviceAccess, StepOver
 
 if TYPE_CHECKING:
     from vmm.vm import Vm

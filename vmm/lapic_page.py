@@ -49,6 +49,6 @@ class LapicPage:
         counting = registers[INITIAL_COUNT] and (registers[LVT_TIMER] & _MASKED or not registers[LVT_TIMER] & _PERIODIC)
         if counting:
             if self.memory.read_only.pop(GFN, None) is not None:
-                self.mmu.forget_frame(self.hfn)
+                self.mmu.reverse.forget_borrowed(self.hfn)
         else:
             self.memory.read_only[GFN] = self.hfn

@@ -23,6 +23,7 @@ class GuestMemory:
 
     frames[gfn] is the hfn behind a guest frame. state[gfn] holds the uses that forbid writing to it unnoticed. When the VMM
     writes for the guest (`write`), `before_write(gfn)` is called first for a frame whose state is not 0: it must end those uses.
+    When it could not (False), `after_write(gfn)` is called behind the write.
     """
 
     def __init__(self, machine: Machine, size: int) -> None:
@@ -33,6 +34,7 @@ class GuestMemory:
         self.state = bytearray(self.count)
         self.memory, self.words = machine.memory, machine.words
         self.before_write: Callable[[int], bool] = lambda gfn: True
+        self.after_write: Callable[[int], None] = lambda gfn: None
         self.read_only: dict[int, int] = {}  # gfn outside RAM -> hfn of a frame that may be read in its place
 
     def close(self) -> None:
@@ -63,10 +65,11 @@ class GuestMemory:
         gfn, offset, done = gpa >> 12, gpa & 0xFFF, 0
         while done < len(data) and gfn < self.count:
             part = min(len(data) - done, FRAME - offset)
-            if self.state[gfn]:
-                self.before_write(gfn)
+            opened = not self.state[gfn] or self.before_write(gfn)
             at = self.frames[gfn] << 12 | offset
             self.memory[at : at + part] = data[done : done + part]
+            if not opened:
+                self.after_write(gfn)
             gfn, offset, done = gfn + 1, 0, done + part
 
     def read32(self, gpa: int) -> int:

@@ -8,6 +8,7 @@ descriptor that stands in guest memory, and sets its accessed bit. Gates and sys
 from __future__ import annotations
 
 from vmm.cpu_state import Cpu
+from vmm.faults import GuestPageFault
 from vmm.machine import Machine
 from vmm.memory import DESCRIPTORS, GuestMemory
 from vmm.mmu.host import GDT, LDT, USER_GDT, USER_LDT, HostSpace
@@ -27,6 +28,7 @@ class ShadowDescriptors:
         self.machine, self.memory, self.paging, self.mmu, self.vcpu, self.ring = machine, memory, paging, mmu, vcpu, ring
         self.quads, self.base = machine.quads, host.descriptors
         self.shown: dict[int, set[int]] = {}  # gfn of a guest descriptor -> quads indices of its shadows
+        self.pages: dict[int, int] = {}  # linear page of shown descriptors -> gfn
         self.drop_all()
         self.enter(user=False)
 
@@ -47,6 +49,18 @@ class ShadowDescriptors:
             at = self.base + table * _ENTRIES
             self.quads[at : at + _ENTRIES] = _EMPTY
         self.shown.clear()
+        self.pages.clear()
+
+    def verify(self) -> None:
+        """Other guest tables are in use: forgets all entries if the descriptors' addresses lead elsewhere now."""
+        for page, gfn in self.pages.items():
+            try:
+                if self.paging.walk(page << 12).gpa >> 12 == gfn:
+                    continue
+            except GuestPageFault:
+                pass
+            self.drop_all()
+            return
 
     def drop(self, gfn: int) -> None:
         """A page with descriptors is opened for writing."""
@@ -78,10 +92,11 @@ class ShadowDescriptors:
         if high & PRESENT:
             self.memory.set_bits(gpa + 4 & ~3, ACCESSED if not gpa & 3 else 0)
         self.quads[index] = shadow
+        self.pages[base + offset >> 12 & 0xFFFFF] = gpa >> 12
         for gfn in {gpa >> 12, gpa + 7 >> 12}:
             if gfn < self.memory.count:
                 self.shown.setdefault(gfn, set()).add(index)
                 if not self.memory.state[gfn] & DESCRIPTORS:
                     self.memory.state[gfn] |= DESCRIPTORS
-                    self.mmu.protect(gfn)
+                    self.mmu.reverse.protect(gfn)
         return True

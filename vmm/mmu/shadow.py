@@ -12,11 +12,12 @@ Knows the guest's walk, frames and their uses. Must not know what runs the guest
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from vmm.machine import FRAME, Machine, OutOfFrames
 from vmm.memory import CODE, DESCRIPTORS, EXECUTED, MIXED, TABLE, GuestMemory
 from vmm.mmu.host import NX, TABLE_ENTRY, HostSpace
+from vmm.mmu.reverse_map import HFN_BITS, ReverseMap
+from vmm.mmu.tables import DeviceAccess, Leaf, Root, StepOver
 from vmm.mmu.walk import GuestPaging, Mapping
 from vmm.x86.bits import Pte
 
@@ -25,58 +26,6 @@ _PRESENT = 0x61  # P A D: the physical A and D bits are of no interest
 _AROUND = 16  # entries filled around a fault
 _AROUND_LARGE = 128
 _MANY_CHANGES = 64  # entries changed behind our back after which a table is built anew
-_FLIPS = 4  # times that a page may change between written and executed before it becomes both
-_HFN = 0x000FFFFFFFFFF000
-_PLACES = 64  # remembered places of one frame before they are looked through
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceAccess:
-    """The access reaches guest-physical memory without RAM: a device's, or nobody's."""
-
-    gpa: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepOver:
-    """The frame may be written by the one instruction at hand; then `retrace(gfn)` must be called."""
-
-    gfn: int
-
-
-@dataclass(slots=True, eq=False)
-class Root:
-    """A top-level table. directories: quads index of each of the four page directories. leaves: region (gva >> 21) to Leaf."""
-
-    key: tuple[int, ...]
-    frames: list[int]
-    directories: list[int]
-    user: bool
-    leaves: dict[int, Leaf] = field(default_factory=dict)
-    watched: list[int] = field(default_factory=list)
-    verified: int = -1  # how many code pages were found to lead where they did; -1 after a change
-
-    @property
-    def cr3(self) -> int:
-        return self.frames[0] << 12
-
-
-@dataclass(slots=True, eq=False)
-class Leaf:
-    """A lowest-level shadow table: 512 entries at `at` (quads index).
-
-    gfn: the guest table behind it, -1 for a large page. half: which 512 of its entries. guest: index of the first of them, in
-    32-bit words or quads by their width; -1 when the table lies outside RAM. directory: the upper guest entry, for its rights.
-    """
-
-    key: tuple[int, ...]
-    hfn: int
-    gfn: int
-    half: int
-    at: int
-    guest: int
-    directory: int
-    links: set[tuple[Root, int]] = field(default_factory=set)
 
 
 class ShadowMmu:
@@ -96,16 +45,13 @@ class ShadowMmu:
         self.roots_of: dict[int, list[Root]] = {}
         self.out_of_sync: dict[int, bytes] = {}  # guest leaf table -> what it held when it was last in sync
         self.copies: dict[int, bytes] = {}  # guest directory being stepped over -> what it held
-        self.writable: dict[int, list[int]] = {}  # gfn -> quads indices of entries that map it writable (perhaps no more)
-        self.executable: dict[int, list[int]] = {}
-        self.borrowed: dict[int, list[int]] = {}  # hfn outside guest memory -> entries that map it read-only
-        self.flips: dict[int, int] = {}
+        self.reverse = ReverseMap(machine, memory, host)
         self.window: dict[int, int] = {}  # region -> upper entry, in every root that is not a user's
         self.made_writable: Callable[[int, int], None] = lambda gfn, uses: None
         self.unchecked_directories = False  # set when a directory that the window check has not seen came into use
         self.fills = self.entries = 0
         self._last_page = self._run = 0
-        memory.before_write = self.written
+        memory.before_write, memory.after_write = self.written, self.retrace
         self.current = self._root(user=False)
 
     # -- roots -------------------------------------------------------------------------------------------------------------
@@ -133,7 +79,8 @@ class ShadowMmu:
             if not user:
                 for region, entry in self.window.items():
                     self.quads[root.directories[region >> 9] + (region & 511)] = entry
-            self.unchecked_directories = not user
+            if not user:
+                self.unchecked_directories = True
             if self.paging.enabled:
                 root.watched = sorted({gfn for gfn in self._directory_gfns() if gfn < self.memory.count})
                 for gfn in root.watched:
@@ -170,8 +117,7 @@ class ShadowMmu:
         for leaf in list(self.leaves.values()):
             self._drop_leaf(leaf)
         self.out_of_sync.clear()
-        self.writable.clear()
-        self.executable.clear()
+        self.reverse.clear()
 
     def set_window(self, entries: dict[int, int]) -> None:
         """Maps the window: region to upper entry, in all roots that are not a user's; the former window is unmapped."""
@@ -241,28 +187,15 @@ class ShadowMmu:
         """Write-protects a guest table."""
         if not self.memory.state[gfn] & TABLE:
             self.memory.state[gfn] |= TABLE
-            self.protect(gfn)
+            self.reverse.protect(gfn)
 
-    def protect(self, gfn: int) -> None:
-        """Takes the right to write from every mapping of a guest frame."""
-        frame, changed = self.memory.frames[gfn] << 12, False
-        for index in self.writable.pop(gfn, ()):
-            entry = self.quads[index]
-            if entry & _W and entry & _HFN == frame:
-                self.quads[index] = entry & ~_W
-                changed = True
-        if changed:
-            self.machine.flush_tlb()
 
     def written(self, gfn: int) -> bool:
-        """A frame whose state is not 0 is about to be written: ends its uses. False: it cannot be opened, each write must be stepped over.
-
-        For a write by the VMM itself the answer does not matter: `retrace` is called at once behind it by `sync_directories`.
-        """
+        """A frame whose state is not 0 is about to be written: ends its uses. False: it stays protected, and `retrace` must follow the write."""
         memory = self.memory
         uses = memory.state[gfn]
         if uses & (EXECUTED | MIXED):
-            self._end_execution(gfn)
+            self.reverse.end_execution(gfn)
         if uses & (CODE | DESCRIPTORS):
             self.made_writable(gfn, uses)
         if not uses & TABLE:
@@ -292,7 +225,7 @@ class ShadowMmu:
             if self.leaves_of.get(gfn):  # a table that maps itself
                 self._resync_leaves(gfn, before, now)
                 self.machine.flush_tlb()
-        self.protect(gfn)
+        self.reverse.protect(gfn)
 
     def _drop_changed_regions(self, root: Root, gfn: int, before: bytes, now: bytes) -> None:
         width = 8 if self.paging.pae else 4
@@ -356,25 +289,6 @@ class ShadowMmu:
         pdpte = paging.pdptes[region >> 9]
         return memory.read64((pdpte & 0xFFFFFFFFFF000) + 8 * (region & 511)) if pdpte & _P else 0
 
-    # -- W^X of pages that are executed directly ---------------------------------------------------------------------------------
-
-    def _make_executable(self, gfn: int) -> None:
-        state = self.memory.state
-        if not state[gfn] & EXECUTED:
-            state[gfn] |= EXECUTED
-            self.protect(gfn)
-
-    def _end_execution(self, gfn: int) -> None:
-        """The frame will be written: no mapping of it stays executable, and compiled code of it is dropped."""
-        frame = self.memory.frames[gfn] << 12
-        for index in self.executable.pop(gfn, ()):
-            entry = self.quads[index]
-            if entry & _HFN == frame:
-                self.quads[index] = entry & ~_W | NX
-        self.machine.flush_tlb()
-        self.host.drop_code(self.memory.frames[gfn])
-        self.memory.state[gfn] &= ~(EXECUTED | MIXED)
-
     # -- fills -----------------------------------------------------------------------------------------------------------------
 
     def fault(self, gva: int, write: bool, user: bool, fetch: bool) -> DeviceAccess | StepOver | None:
@@ -394,11 +308,11 @@ class ShadowMmu:
         else:
             both = False
             if memory.state[gfn] and write:
-                both = user and self._count_flip(gfn)
+                both = user and self.reverse.becomes_both(gfn)
                 if not both and not self.written(gfn):
                     step = StepOver(gfn)
             elif fetch and user:
-                self._make_executable(gfn)
+                self.reverse.make_executable(gfn)
             entry = memory.frames[gfn] << 12 | self._rights(mapping, gfn, write, user)
             if both:
                 entry |= _W
@@ -410,9 +324,9 @@ class ShadowMmu:
         self.quads[index] = entry
         self.fills += 1
         if read_only is not None:
-            self.borrowed.setdefault(read_only, []).append(index)
+            self.reverse.borrowed.setdefault(read_only, []).append(index)
             return None
-        self._register(gfn, entry, index)
+        self.reverse.add(gfn, entry, index)
         if mapping.large or not self.paging.enabled:
             self._fill_large(gva, mapping, leaf, user)
         elif leaf.guest >= 0:
@@ -439,7 +353,7 @@ class ShadowMmu:
         rights = entry & leaf.directory
         if not entry & _P or user and not rights & _U or write and not rights & _W:
             return False
-        gfn = (entry & _HFN) >> 12
+        gfn = (entry & HFN_BITS) >> 12
         if gfn >= memory.count:
             return False
         state = memory.state[gfn]
@@ -453,7 +367,7 @@ class ShadowMmu:
         if rights & _W and wanted & Pte.D and not state:
             shadow |= _W
             self.quads[index] = shadow
-            self._register(gfn, shadow, index)
+            self.reverse.add(gfn, shadow, index)
         else:
             self.quads[index] = shadow
         self.fills += 1
@@ -471,34 +385,12 @@ class ShadowMmu:
         self.quads[index] = hfn << 12 | _PRESENT | NX | _W | (_U if user or self.deprivileged else 0)
 
         def unmap() -> None:
-            if self.quads[index] & _HFN == hfn << 12:
+            if self.quads[index] & HFN_BITS == hfn << 12:
                 self.quads[index] = 0
             self.machine.flush_tlb()
 
         self.machine.flush_tlb()
         return unmap
-
-    def forget_frame(self, hfn: int) -> None:
-        """Takes away all mappings of a frame that stood in for a device's registers."""
-        for index in self.borrowed.pop(hfn, ()):
-            if self.quads[index] & _HFN == hfn << 12:
-                self.quads[index] = 0
-        self.machine.flush_tlb()
-
-    def _register(self, gfn: int, entry: int, index: int) -> None:
-        """Remembers where a guest frame is mapped writable or executable, so that the right can be taken back."""
-        if entry & _W:
-            places = self.writable.setdefault(gfn, [])
-            places.append(index)
-            if len(places) > _PLACES:
-                self.writable[gfn] = self._still(places, gfn)
-        if not entry & NX:
-            self.executable.setdefault(gfn, []).append(index)
-
-    def _still(self, places: list[int], gfn: int) -> list[int]:
-        """Those places, each once, that map the frame writable now."""
-        frame = self.memory.frames[gfn] << 12
-        return [index for index in dict.fromkeys(places) if self.quads[index] & _W and self.quads[index] & _HFN == frame]
 
     def _rights(self, mapping: Mapping, gfn: int, write: bool, user: bool) -> int:
         """A leaf entry's bits but its frame."""
@@ -523,21 +415,14 @@ class ShadowMmu:
             rights |= _W
         return rights
 
-    def _count_flip(self, gfn: int) -> bool:
-        """A user writes a page that he executes: whether that has happened so often that the page becomes both."""
-        if not self.memory.state[gfn] & EXECUTED or self.memory.state[gfn] & ~(EXECUTED | MIXED):
-            return False
-        flips = self.flips[gfn] = self.flips.get(gfn, 0) + 1
-        if flips <= _FLIPS:
-            return False
-        self._end_execution(gfn)  # whatever else maps it must ask again: one mapping alone may be both (erratum 6)
-        self.memory.state[gfn] |= EXECUTED
-        return True
 
     def _leaf(self, gva: int, mapping: Mapping, user: bool) -> Leaf:
         """The leaf table for an address under the current root, made and linked when there is none."""
         root, region = self.current, gva >> 21
         leaf = root.leaves.get(region)
+        if leaf is not None and mapping.large and leaf.key[-1] != mapping.dirty:
+            self._unlink_region(root, region)  # the large page's one D bit was set: other entries may be writable now
+            leaf = None
         if leaf is not None:
             return leaf
         kernel_table = self.deprivileged and not root.user
@@ -546,7 +431,7 @@ class ShadowMmu:
             key: tuple[int, ...] = (-1, region)
             gfn = -1
         elif mapping.large:
-            key = (-2, mapping.gpa >> 21, directory, mapping.executable, kernel_table)
+            key = (-2, mapping.gpa >> 21, directory, mapping.executable, kernel_table, mapping.dirty)
             gfn = -1
         else:
             gfn = mapping.table >> 12
@@ -581,7 +466,7 @@ class ShadowMmu:
         for slot, entry in enumerate(entries, first):
             if entry & wanted != wanted or quads[leaf.at + slot]:
                 continue
-            gfn = (entry & _HFN) >> 12
+            gfn = (entry & HFN_BITS) >> 12
             if gfn >= memory.count or paging.pae and entry & paging.reserved:
                 continue
             if not entry & Pte.A:
@@ -591,7 +476,7 @@ class ShadowMmu:
             shadow = memory.frames[gfn] << 12 | self._rights(around, gfn, False, user)
             quads[leaf.at + slot] = shadow
             self.entries += 1
-            self._register(gfn, shadow, leaf.at + slot)
+            self.reverse.add(gfn, shadow, leaf.at + slot)
             if ahead:
                 self._last_page = max(self._last_page, (page & ~511) + slot)
 
@@ -607,7 +492,7 @@ class ShadowMmu:
             shadow = memory.frames[gfn] << 12 | self._rights(mapping, gfn, False, user)
             quads[index] = shadow
             self.entries += 1
-            self._register(gfn, shadow, index)
+            self.reverse.add(gfn, shadow, index)
 
 
 def _changed_entries(before: bytes, now: bytes, width: int) -> list[int]:

@@ -59,6 +59,7 @@ class GuestCode:
             mmu.unchecked_directories = False
             if any(self._use(region) > self._tolerated for region in mmu.window):
                 self._move_window()
+        self.vm.descriptors.verify()
         root = mmu.current
         if root.verified != len(self.pages):
             for page in list(self.pages):
@@ -130,7 +131,7 @@ class GuestCode:
     def _protect(self, gfn: int) -> None:
         memory = self.vm.memory
         memory.state[gfn] |= CODE
-        self.vm.mmu.protect(gfn)
+        self.vm.mmu.reverse.protect(gfn)
 
     def _made_writable(self, gfn: int, uses: int) -> None:
         """A frame is opened for writing: what was derived from it is no longer valid."""

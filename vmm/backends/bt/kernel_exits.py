@@ -16,7 +16,7 @@ from bt.window import Word
 from vmm.cpu_state import Cpu
 from vmm.exits import DeviceMemory, Exit, PageFault, Raised, Sensitive
 from vmm.faults import GuestPageFault
-from vmm.mmu.shadow import DeviceAccess, StepOver
+from vmm.mmu.tables import DeviceAccess, StepOver
 from vmm.x86.bits import Fault, Vector
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from bt.sensitive import Treatment, classify
 from vmm.cpu_state import Cpu
 from vmm.exits import DeviceMemory, End, PageFault, PortAccess, Raised, Sensitive, SoftwareInterrupt, Stop
 from vmm.faults import GuestPageFault
-from vmm.mmu.shadow import DeviceAccess, StepOver
+from vmm.mmu.tables import DeviceAccess, StepOver
 from vmm.ports import port_allowed
 from vmm.x86.bits import Fault, Vector
 

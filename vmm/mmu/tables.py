@@ -1,0 +1,54 @@
+"""What shadow paging is made of: roots, leaves, and the outcomes of a page fault. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAccess:
+    """The access reaches guest-physical memory without RAM: a device's, or nobody's."""
+
+    gpa: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepOver:
+    """The frame may be written by the one instruction at hand; then `retrace(gfn)` must be called."""
+
+    gfn: int
+
+
+@dataclass(slots=True, eq=False)
+class Root:
+    """A top-level table. directories: quads index of each of the four page directories. leaves: region (gva >> 21) to Leaf."""
+
+    key: tuple[int, ...]
+    frames: list[int]
+    directories: list[int]
+    user: bool
+    leaves: dict[int, Leaf] = field(default_factory=dict)
+    watched: list[int] = field(default_factory=list)
+    verified: int = -1  # how many code pages were found to lead where they did; -1 after a change
+
+    @property
+    def cr3(self) -> int:
+        return self.frames[0] << 12
+
+
+@dataclass(slots=True, eq=False)
+class Leaf:
+    """A lowest-level shadow table: 512 entries at `at` (quads index).
+
+    gfn: the guest table behind it, -1 for a large page. half: which 512 of its entries. guest: index of the first of them, in
+    32-bit words or quads by their width; -1 when the table lies outside RAM. directory: the upper guest entry, for its rights.
+    """
+
+    key: tuple[int, ...]
+    hfn: int
+    gfn: int
+    half: int
+    at: int
+    guest: int
+    directory: int
+    links: set[tuple[Root, int]] = field(default_factory=set)
