@@ -25,6 +25,7 @@ _P, _W, _U = Pte.P, Pte.W, Pte.U
 _PRESENT = 0x61  # P A D: the physical A and D bits are of no interest
 _AROUND = 16  # entries filled around a fault
 _AROUND_LARGE = 128
+_BARREN = 4  # fruitless looks at a table's entries before there are no more
 _MANY_CHANGES = 64  # entries changed behind our back after which a table is built anew
 
 
@@ -458,6 +459,9 @@ class ShadowMmu:
         A CPU may set A for what it fetches ahead (SDM 3A 4.8); D is never set ahead.
         """
         ahead = self._run >= 2
+        if leaf.barren > _BARREN and not ahead:
+            return
+        leaf.barren += 1
         memory, paging, quads = self.memory, self.paging, self.quads
         table = quads if paging.pae else memory.words
         first = page & 511 & -_AROUND
@@ -475,6 +479,7 @@ class ShadowMmu:
             around = Mapping(gfn << 12, bool(rights & _U), bool(rights & _W), not (entry | directory) >> 63, bool(entry & Pte.D), 0)
             shadow = memory.frames[gfn] << 12 | self._rights(around, gfn, False, user)
             quads[leaf.at + slot] = shadow
+            leaf.barren = 0
             self.entries += 1
             self.reverse.add(gfn, shadow, leaf.at + slot)
             if ahead:

@@ -42,6 +42,7 @@ class Leaf:
 
     gfn: the guest table behind it, -1 for a large page. half: which 512 of its entries. guest: index of the first of them, in
     32-bit words or quads by their width; -1 when the table lies outside RAM. directory: the upper guest entry, for its rights.
+    barren: how many times in a row filling around a fault found nothing to fill.
     """
 
     key: tuple[int, ...]
@@ -51,4 +52,5 @@ class Leaf:
     at: int
     guest: int
     directory: int
+    barren: int = 0
     links: set[tuple[Root, int]] = field(default_factory=set)
