@@ -1,0 +1,145 @@
+"""The known deviations of docs/QUIRKS.md, each shown. A test that fails here means that an entry can leave the list."""
+
+import pytest
+
+from tests.machine.flat import FINISH, FLAT_CODE, FLAT_DATA, LGDT, USER_CODE, USER_DATA, finish, flat_vm
+from vmm.exits import End
+
+_GDT, _POINTER = 0x24000, 0x25000
+
+
+def _gdt(*descriptors: int) -> dict[int, bytes]:
+    """A GDT with a null and these descriptors, and the operand of an LGDT for it."""
+    table = b"".join(descriptor.to_bytes(8, "little") for descriptor in (0, *descriptors))
+    return {_GDT: table, _POINTER: (len(table) - 1).to_bytes(2, "little") + _GDT.to_bytes(4, "little")}
+
+
+def test_segment_limits_are_not_checked() -> None:
+    """Quirk 1: a byte-granular data segment of 16 bytes; the word at 4096 is read all the same."""
+    small = 0x0040_9200_0000_000F
+    vm = flat_vm(
+        {
+            0x100000: f"""
+            {LGDT.format(hex(_POINTER))}
+            mov dword ptr [0x1000], 0x600d
+            mov ax, 0x18
+            mov fs, ax
+            mov ebx, dword ptr fs:[0x1000]
+            cmp ebx, 0x600d
+            jne 0x100800
+            {FINISH}
+            """,
+            0x100800: "mov al, 1; out 0xf4, al",
+            **_gdt(FLAT_CODE, FLAT_DATA, small),
+        }
+    )
+    assert finish(vm) == 0
+
+
+def test_watchpoints_never_fire() -> None:
+    """Quirk 2: a write watchpoint on an address that is written; with no IDT its #DB would end the run."""
+    vm = flat_vm(
+        {
+            0x100000: f"""
+            mov eax, 0x3000
+            mov dr0, eax
+            mov eax, 0xd0001
+            mov dr7, eax
+            mov dword ptr [0x3000], 1
+            mov ebx, dr0
+            cmp ebx, 0x3000
+            jne 0x100800
+            {FINISH}
+            """,
+            0x100800: "mov al, 1; out 0xf4, al",
+        }
+    )
+    assert finish(vm) == 0
+
+
+def _user(code: str) -> dict[int, str | bytes]:
+    """A kernel that enters user mode with paging off (all memory is a supervisor's then): so with one directory of large user pages."""
+    tss = 0x22000
+    descriptor = 0x0000_8900_0000_0067 | (tss & 0xFFFFFF) << 16
+    return {
+        0x100000: f"""
+        {LGDT.format(hex(_POINTER))}
+        mov ax, 0x28
+        ltr ax
+        mov eax, cr4
+        or eax, 0x10
+        mov cr4, eax
+        mov dword ptr [0x10000], 0x87
+        mov eax, 0x10000
+        mov cr3, eax
+        mov eax, cr0
+        or eax, 0x80000000
+        mov cr0, eax
+        mov esp, 0x80000
+        push 0x23
+        push 0x90000
+        push 0x3202
+        push 0x1b
+        push 0x101000
+        iretd
+        """,
+        0x101000: code,
+        **_gdt(FLAT_CODE, FLAT_DATA, USER_CODE, USER_DATA, descriptor),
+    }
+
+
+@pytest.mark.parametrize("ring", [1, 3])
+def test_user_code_sees_the_machine(ring: int) -> None:
+    """Quirk 3: SGDT in user code (IOPL 3, so that it may end the run) does not show the guest's own table."""
+    vm = flat_vm(_user(f"sgdt [0x3000]; mov eax, [0x3002]; cmp eax, {_GDT:#x}; setne al; dec al; out 0xf4, al"), ring=ring)
+    assert finish(vm) == 0
+
+
+@pytest.mark.parametrize("ring", [1, 3])
+def test_user_code_with_iopl(ring: int) -> None:
+    """Quirk 4: CLI works for user code with IOPL 3, but PUSHF does not show it."""
+    vm = flat_vm(_user("cli; pushfd; pop eax; shr eax, 9; and al, 25; dec al; out 0xf4, al"), ring=ring)
+    assert finish(vm) == 0
+    assert not vm.vcpu.interrupts_on
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("mov eax, cr0; and al, 0xfe; mov cr0, eax", "real mode"),
+        ("push 0x23; push 0x20002; push 0; push 0; iretd", "virtual-8086"),
+        ("push 0x4002; popfd; push 2; push 8; push 0x100000; iretd", "task"),
+    ],
+)
+def test_what_is_not_supported_ends_with_its_name(code: str, name: str) -> None:
+    """Quirk 5."""
+    vm = flat_vm({0x100000: f"mov esp, 0x80000; {code}; {FINISH}"})
+    stop = vm.run(10)
+    assert stop.why is End.UNSUPPORTED
+    assert name in stop.reason
+
+
+def test_the_window_can_be_read() -> None:
+    """Quirk 7: with paging on and nothing mapped there, a read of the window's first word raises no #PF (with no IDT it would end the run)."""
+    vm = flat_vm(
+        {
+            0x100000: f"""
+            mov eax, cr4
+            or eax, 0x10
+            mov cr4, eax
+            mov dword ptr [0x10000], 0x87
+            mov eax, 0x10000
+            mov cr3, eax
+            mov eax, cr0
+            or eax, 0x80000000
+            mov cr0, eax
+            mov eax, dword ptr [0xe8000030]
+            mov ebx, cr0
+            sub eax, ebx
+            out 0xf4, al
+            """
+        }
+    )
+    assert finish(vm) == 0
+
+
