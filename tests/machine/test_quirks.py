@@ -123,7 +123,7 @@ def test_the_window_can_be_read() -> None:
     """Quirk 7: with paging on and nothing mapped there, a read of the window's first word raises no #PF (with no IDT it would end the run)."""
     vm = flat_vm(
         {
-            0x100000: f"""
+            0x100000: """
             mov eax, cr4
             or eax, 0x10
             mov cr4, eax
