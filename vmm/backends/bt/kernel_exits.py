@@ -168,7 +168,9 @@ class KernelExits:
         translation = self.engine.recover(address)
         vcpu = self.vm.vcpu
         self.vm.stats.architectural["interrupt window"] += 1
-        instruction = next(i for i in translation.block.instructions if i.address == vcpu.eip)
-        row = classify(instruction.opcode, instruction.modrm)
-        assert row is not None
+        instruction = next((i for i in translation.block.instructions if i.address == vcpu.eip), None)
+        row = classify(instruction.opcode, instruction.modrm) if instruction else None
+        if instruction is None or row is None:  # the guest itself writes there, where it has nothing: it harms only itself
+            self.code.window.ring(False)
+            return
         self.engine.exit(Sensitive(instruction, row))
