@@ -304,9 +304,11 @@ class ShadowMmu:
             hfn = memory.read_only.get(gfn)
             if hfn is None or write:
                 return DeviceAccess(mapping.gpa)
+            leaf = self._leaf(gva, mapping, user)
             entry = hfn << 12 | _PRESENT | NX | (_U if mapping.user or self.deprivileged and not user else 0)
             read_only = hfn
         else:
+            leaf = self._leaf(gva, mapping, user)  # before the rights: it may trace the very frame
             both = False
             if memory.state[gfn] and write:
                 both = user and self.reverse.becomes_both(gfn)
@@ -320,7 +322,6 @@ class ShadowMmu:
                 memory.state[gfn] |= MIXED
             if step:
                 entry |= _W
-        leaf = self._leaf(gva, mapping, user)
         index = leaf.at + (gva >> 12 & 511)
         self.quads[index] = entry
         self.fills += 1
