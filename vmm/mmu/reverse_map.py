@@ -7,6 +7,8 @@ Knows leaf entries and the uses of frames; knows no guest table.
 
 from __future__ import annotations
 
+from array import array
+
 from vmm.machine import Machine
 from vmm.memory import EXECUTED, MIXED, GuestMemory
 from vmm.mmu.host import NX, HostSpace
@@ -14,7 +16,7 @@ from vmm.x86.bits import Pte
 
 HFN_BITS = 0x000FFFFFFFFFF000  # the frame in an entry
 _W = Pte.W
-_PLACES = 64  # remembered places of one frame before they are looked through
+_PLACES = 16  # remembered places of one frame before they are looked through
 _FLIPS = 4  # times that a page may change between written and executed before it becomes both
 
 
@@ -27,7 +29,8 @@ class ReverseMap:
 
     def clear(self) -> None:
         """Forgets everything: no entry is left."""
-        self.writable: dict[int, list[int]] = {}  # gfn -> entries that map it writable
+        self.writable = array("I", bytes(4 * self.memory.count))  # by gfn: an entry that maps it writable; 0: none
+        self.writable_too: dict[int, list[int]] = {}  # the others, where there are several
         self.executable: dict[int, list[int]] = {}
         self.borrowed: dict[int, list[int]] = {}  # hfn outside guest memory -> entries that map it read-only
         self.flips: dict[int, int] = {}
@@ -35,26 +38,33 @@ class ReverseMap:
     def add(self, gfn: int, entry: int, index: int) -> None:
         """Remembers where a guest frame is mapped writable or executable, so that the right can be taken back."""
         if entry & _W:
-            places = self.writable.setdefault(gfn, [])
-            places.append(index)
-            if len(places) > _PLACES:
-                self.writable[gfn] = self._still(places, gfn)
+            first = self.writable[gfn]
+            if first in (0, index) or not self._maps(first, gfn, _W):
+                self.writable[gfn] = index
+            else:
+                self._add_to(self.writable_too, gfn, index, _W)
         if not entry & NX:
-            self.executable.setdefault(gfn, []).append(index)
+            self._add_to(self.executable, gfn, index, 0)
 
-    def _still(self, places: list[int], gfn: int) -> list[int]:
-        """Those places, each once, that map the frame writable now."""
-        frame = self.memory.frames[gfn] << 12
-        return [index for index in dict.fromkeys(places) if self.quads[index] & _W and self.quads[index] & HFN_BITS == frame]
+    def _maps(self, index: int, gfn: int, right: int) -> bool:
+        """Whether an entry still maps a guest frame, with a right."""
+        entry = self.quads[index]
+        return entry & right == right and entry & HFN_BITS == self.memory.frames[gfn] << 12
+
+    def _add_to(self, places: dict[int, list[int]], gfn: int, index: int, right: int) -> None:
+        known = places.setdefault(gfn, [])
+        known.append(index)
+        if len(known) % _PLACES == 0:
+            places[gfn] = [place for place in dict.fromkeys(known) if self._maps(place, gfn, right)]
 
     def protect(self, gfn: int) -> None:
         """Takes the right to write from every mapping of a guest frame."""
-        frame, changed = self.memory.frames[gfn] << 12, False
-        for index in self.writable.pop(gfn, ()):
-            entry = self.quads[index]
-            if entry & _W and entry & HFN_BITS == frame:
-                self.quads[index] = entry & ~_W
+        changed = False
+        for index in (self.writable[gfn], *self.writable_too.pop(gfn, ())):
+            if index and self._maps(index, gfn, _W):
+                self.quads[index] &= ~_W
                 changed = True
+        self.writable[gfn] = 0
         if changed:
             self.machine.flush_tlb()
 

@@ -169,6 +169,7 @@ class ShadowMmu:
         del self.leaves[leaf.key]
         if leaf.gfn >= 0:
             self.leaves_of[leaf.gfn].remove(leaf)
+        self.machine.clear(leaf.hfn)  # what the reverse map remembers of it must not look alive
         self.machine.release([leaf.hfn])
 
     def _unlink_region(self, root: Root, region: int) -> None:
