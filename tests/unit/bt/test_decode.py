@@ -1,0 +1,118 @@
+"""Instructions out of bytes, and memory operands rewritten: against Capstone's own reading of the result."""
+
+import capstone
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bt.decode import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, decode, memory_operand, operand_registers
+from bt.sensitive import TABLE, classify
+
+_capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
+_capstone.detail = True
+_GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
+
+
+def one(code: str, address: int = 0x1000) -> capstone.CsInsn:
+    return next(_capstone.disasm(bytes.fromhex(code), address, 1))
+
+
+@pytest.mark.parametrize(
+    ("code", "opcode", "modrm", "prefixes", "segment"),
+    (
+        ("90", 0x90, 0, 0, 0),
+        ("668cc8", 0x8C, 0xC8, OPERAND_SIZE, 0),
+        ("2ef3a5", 0xA5, 0, REPEAT, 0x2E),
+        ("f0830001", 0x83, 0x00, LOCK, 0),
+        ("0f20c0", 0x0F20, 0xC0, 0, 0),
+        ("67 36 8b 07".replace(" ", ""), 0x8B, 0x07, ADDRESS_SIZE, 0x36),
+        ("6664678b07", 0x8B, 0x07, OPERAND_SIZE | ADDRESS_SIZE, 0x64),
+    ),
+)
+def test_an_instruction_s_parts(code: str, opcode: int, modrm: int, prefixes: int, segment: int) -> None:
+    """Opcode, ModRM, prefixes and override, through any order of prefixes."""
+    instruction = next(decode(bytes.fromhex(code) + bytes(16), 0x1000))
+    assert (instruction.opcode, instruction.modrm, instruction.prefixes, instruction.segment) == (opcode, modrm, prefixes, segment)
+    assert (instruction.address, instruction.next, instruction.raw.hex()) == (0x1000, 0x1000 + len(code) // 2, code)
+
+
+@given(st.binary(min_size=40, max_size=80), st.sampled_from((0, 0x1000, 0xFFFFFFF0)))
+def test_lengths_and_addresses_are_capstone_s(code: bytes, address: int) -> None:
+    """Any bytes: the same instructions up to the first that is none, addresses wrapped at 4 GiB."""
+    expected, at = [], 0
+    while at < len(code):
+        size = next((size for _, size, _, _ in _capstone.disasm_lite(code[at : at + 15], address, 1)), 0)
+        if not size:
+            break
+        expected.append((address + at & 0xFFFFFFFF, code[at : at + size]))
+        at += size
+    assert [(instruction.address, instruction.raw) for instruction in decode(code, address)] == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "target"),
+    (
+        ("ebfe", 0x1000),
+        ("e9fbffffff", 0x1000),
+        ("e800000100", 0x11005),
+        ("74fe", 0x1000),
+        ("0f8400000080", 0x80001006),
+        ("e2fe", 0x1000),
+        ("67e3fd", 0x1000),
+        ("66e90010", 0x2004),
+        ("66ebfd", 0x1000),
+        ("660f840000", 0x1005),
+    ),
+)
+def test_relative_targets(code: str, target: int) -> None:
+    """8, 16 and 32 bits of displacement; an operand-size prefix keeps 16 bits of EIP."""
+    assert next(decode(bytes.fromhex(code), 0x1000)).relative_target() == target
+
+
+@given(st.integers(0, 0xBF), st.integers(0, 255), st.binary(min_size=4, max_size=4), st.integers(0, 0xFFFFFFFF), st.sampled_from((None, *range(8))))
+def test_a_rewritten_operand_lies_just_as_much_further_on(modrm: int, sib: int, displacement: bytes, extra: int, reg: int | None) -> None:
+    """Base, index and scale stay; the displacement grows by `extra`; the reg field is the one asked for."""
+    raw = bytes((0x89, modrm, *([sib] if modrm & 7 == 4 else []))) + displacement
+    instruction = next(decode(raw + displacement, 0))
+    before, after = one(instruction.raw.hex()), one((b"\x89" + memory_operand(instruction, extra, reg)).hex())
+    assert after.size == 1 + len(memory_operand(instruction, extra, reg))
+    old, new = before.operands[0].mem, after.operands[0].mem
+    assert (new.base, new.index, new.scale) == (old.base, old.index, old.scale)
+    assert (new.disp - old.disp) & 0xFFFFFFFF == extra
+    assert after.reg_name(after.operands[1].reg) == _GENERAL[modrm >> 3 & 7 if reg is None else reg]
+    used = {before.reg_name(register) for register in (old.base, old.index) if register}
+    assert {_GENERAL[n] for n in operand_registers(instruction)} >= used & set(_GENERAL)
+
+
+def test_every_row_of_the_table_is_found_by_its_own_opcode() -> None:
+    """No two rows claim the same encoding; names are unique."""
+    assert len({row.opcode for row in TABLE}) == len(TABLE) == len({row.name for row in TABLE})
+
+
+@pytest.mark.parametrize(
+    ("opcode", "modrm", "name"),
+    (
+        (0x0F01, 0x00, "sgdt"),
+        (0x0F01, 0xC1, "vmx"),
+        (0x0F01, 0xE0, "smsw"),
+        (0x0F01, 0x38, "invlpg"),
+        (0x0F01, 0xF8, "swapgs rdtscp"),
+        (0x0F20, 0xC0, "mov r,cr0"),
+        (0x0F20, 0xC8, "mov r,cr"),
+        (0x8C, 0xC8, "mov r/m,cs"),
+        (0x8C, 0xD8, None),
+        (0x8E, 0xD0, "mov ss,r/m"),
+        (0x8E, 0xD8, None),
+        (0xFF, 0x10, "call r/m"),
+        (0xFF, 0x18, "call far m"),
+        (0xFF, 0xD8, None),
+        (0xFF, 0x30, None),
+        (0x89, 0xC8, None),
+        (0x0F31, 0, None),
+        (0x0FA2, 0, None),
+    ),
+)
+def test_classes(opcode: int, modrm: int, name: str | None) -> None:
+    """The reg field and the kind of operand choose among the forms of an opcode; innocuous ones have no row."""
+    row = classify(opcode, modrm)
+    assert (row.name if row else None) == name
