@@ -28,7 +28,7 @@ RING_3 = FLAGS_CLASS + 0x10000  # a byte for each low byte of a selector: 1 when
 RETURNS = 0x20000  # tables of checked entries, one for each mode
 RETURNS_SIZE = 0x40000  # 65,536 entries of 4 bytes
 MODES = 8
-SLOTS = RETURNS + MODES * RETURNS_SIZE  # chaining slots of 4 bytes
+SLOTS = RETURNS + (MODES + 1) * RETURNS_SIZE  # chaining slots of 4 bytes; not 256 pages from a table: the CPU's TLB would hold only one
 CODE = 0x400000
 SLOT_LIMIT = (CODE - SLOTS) // 4
 
