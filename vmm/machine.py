@@ -27,6 +27,7 @@ PHYSICAL_CR0 = 0x8001_0033  # PG WP NE ET MP PE
 PHYSICAL_CR4 = 1 << 20 | 1 << 9 | 1 << 5  # SMEP OSFXSR PAE
 EFER_HOST = 1 << 11 | 1 << 10 | 1 << 8  # NXE LMA LME
 
+_COMPILED_CODE = 16 * MIB  # the engine's buffer: when it is full all of it is dropped; by default it would grow to 1 GiB
 _CONTEXT_HEADER = 40  # bytes in front of the CPU's state in a saved context
 _ZERO_FRAME = bytes(FRAME)
 _DROP_CODE = uc_const.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
@@ -66,6 +67,7 @@ class Machine:
         self._free = _scattered(self._bottom)
         self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self._uc.ctl_set_cpu_model(uc_x86.UC_CPU_X86_EPYC)
+        self._uc.ctl_set_tcg_buffer_size(_COMPILED_CODE)
         self._handle = self._uc._uch
         self._uc.mem_map_ptr(0, size, unicorn.UC_PROT_ALL, ctypes.addressof(ctypes.c_char.from_buffer(self._map)))
         self._uc.ctl_exits_enabled(True)  # erratum 8: no address may end a run
