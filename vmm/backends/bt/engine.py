@@ -136,7 +136,7 @@ class BinaryTranslation:
         if not self._virtual_kernel():
             self.capture_user()
             self.resume()
-        elif not self._deliver_here():
+        elif self.after_step is None and not self._deliver_here():  # a step under way ends at a boundary by itself; TF would show in its pushf
             self.rolling = True
             self.machine.set_trap_flag(True)
 
