@@ -15,7 +15,7 @@ from tests.machine.host import ABSENT, CODE, DATA, Host
 from vmm.cpu_state import Cpu
 from vmm.machine import Machine, MachineError
 
-INCREMENTS = 5_000_000
+INCREMENTS = 5_000_000  # 40 ms
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def test_3_no_read_modify_write_is_lost_or_doubled_under_kicks() -> None:
             machine.run()
             runs += 1
     assert machine.words[DATA // 4] == INCREMENTS
-    assert runs > 10, "the kicks had no effect: nothing was tested"
+    assert runs > 3, "the kicks had no effect: nothing was tested"
 
 
 def test_3_without_precise_kicks_a_run_ends_by_its_hooks() -> None:
