@@ -58,7 +58,7 @@ unit: setup
 	$(PY) -m pytest -q -rs -m 'not slow' $(wildcard tests/unit) tests/test_*.py
 
 bench: setup
-	$(PY) -m pytest -q -rs --benchmark-only --timeout=1800 -o python_files='bench_*.py' tests/bench
+	$(PY) -m pytest -q -rs --timeout=1800 -o python_files='bench_*.py' tests/bench --write
 
 guests:
 	$(MAKE) -C guest_kernels

@@ -1,0 +1,71 @@
+"""The table of docs/PERFORMANCE.md: its rows, their bounds, and how it gets into the file.
+
+Knows the file's markers. Knows nothing of how a figure is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).resolve().parent.parent.parent / "docs" / "PERFORMANCE.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A figure that must not exceed `bound`."""
+
+    what: str
+    against: str
+    bound: float
+
+
+ROWS: dict[str, Row] = {
+    "boot": Row("xv6 boot to its prompt, CPU time of the whole process", "`qemu-system-i386` (TCG)", 2),
+    "forktest": Row("xv6 `forktest`, CPU time", "`qemu-system-i386` (TCG)", 3),
+    "store": Row("stores in guest code", "the same loop on a bare Unicorn engine with one RWX map", 0.2),
+    "load": Row("loads", "bare Unicorn", 1.1),
+    "register": Row("register loops", "bare Unicorn", 1.1),
+    "push": Row("push and pop", "bare Unicorn", 1.1),
+    "call": Row("call and return in the translation cache", "direct execution of the same code in user mode", 2.5),
+    "exits": Row("exits of cli, sti, pushf and popf in steady state", "(a count, of 100,000 rounds)", 0),
+    "translate": Row("translation of one instruction", "an empty `UC_HOOK_INTR` callback", 10),
+    "start": Row("`vmm run hello`, whole process", '`python -c "import unicorn, capstone"`', 4),
+    "memory": Row("memory beside the guest's own, xv6 after 200 rounds of `forktest`", "(MiB)", 80),
+    "growth": Row("growth of resident size from 50 to 200 rounds of `forktest`", "(MiB; 2 are the allocator's unrest)", 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured value, and in words what it is made of."""
+
+    value: float
+    made_of: str
+
+
+def table(figures: dict[str, Figure]) -> str:
+    """The machine and the table, as Markdown."""
+    lines = [f"Machine: {machine()}.", "", "| what | measured against | at most | measured | that is |", "|---|---|---|---|---|"]
+    for key, row in ROWS.items():
+        figure = figures.get(key)
+        value, made_of = (f"{figure.value:.3g}", figure.made_of) if figure else ("not measured", "")
+        lines.append(f"| {row.what} | {row.against} | {row.bound:g} | {value} | {made_of} |")
+    return "\n".join(lines)
+
+
+def write(figures: dict[str, Figure]) -> None:
+    """Puts the table between the file's markers."""
+    before, _, rest = FILE.read_text().partition(BEGIN)
+    FILE.write_text(f"{before}{BEGIN}\n{table(figures)}\n{END}{rest.partition(END)[2]}")
+
+
+def machine() -> str:
+    """The machine in a few words: processor, number of cores, system, Python."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    model = models[0] if models else platform.machine()
+    return f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release().partition('-')[0]}, Python {platform.python_version()}"
