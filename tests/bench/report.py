@@ -34,8 +34,8 @@ ROWS: dict[str, Row] = {
     "exits": Row("exits of cli, sti, pushf and popf in steady state", "(a count, of 100,000 rounds)", 0),
     "translate": Row("translation of one instruction", "an empty `UC_HOOK_INTR` callback", 10),
     "start": Row("`vmm run hello`, whole process", '`python -c "import unicorn, capstone"`', 4),
-    "memory": Row("memory beside the guest's own, xv6 after 200 rounds of `forktest`", "(MiB)", 80),
-    "growth": Row("growth of resident size from 50 to 200 rounds of `forktest`", "(MiB; 2 are the allocator's unrest)", 2),
+    "memory": Row("memory beside the guest's own, xv6 after 300 rounds of `forktest`", "(MiB)", 80),
+    "growth": Row("growth of resident size over 200 rounds of `forktest`", "(MiB; 2 are the allocator's unrest)", 2),
 }
 
 

@@ -110,12 +110,12 @@ def test_user_tests_in_ring_3(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_memory_does_not_grow() -> None:
-    """Beside the guest's own memory at most 80 MiB are resident, and no more after 200 rounds of `forktest` than after 100.
+    """Beside the guest's own memory at most 80 MiB are resident, and 200 rounds of `forktest` behind the first 100 add nothing.
 
     Until about the 80th round the engine's buffer for compiled code fills (16 MiB, `vmm.machine`); then it is emptied as a whole, again and again.
     """
-    after = measure(require_xv6("kernelmemfs"), (100, 200), 800)
-    assert [footprint.rounds for footprint in after] == [100, 200]
+    after = measure(require_xv6("kernelmemfs"), (100, 300), 800)
+    assert [footprint.rounds for footprint in after] == [100, 300]
     beside = [f"{footprint.beside / MIB:.1f} MiB" for footprint in after]
     assert after[-1].beside <= BESIDE_LIMIT, beside
     assert after[-1].resident - after[0].resident <= GROWTH_LIMIT, beside
