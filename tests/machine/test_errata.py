@@ -96,7 +96,7 @@ def test_3_no_read_modify_write_is_lost_or_doubled_under_kicks() -> None:
 
 
 def test_3_without_precise_kicks_a_run_ends_by_its_hooks() -> None:
-    """The fall-back: nobody stops the machine from outside, and a run still ends where a handler says so."""
+    """The fall-back: nobody stops the machine from outside; a run ends where a handler says so, or after so many instructions, exactly."""
     host = Host()
     machine, runs, ports = host.machine, 0, []
     machine.precise_kicks = False
@@ -112,7 +112,8 @@ def test_3_without_precise_kicks_a_run_ends_by_its_hooks() -> None:
         while len(ports) < 2:
             machine.run()
             runs += 1
-    assert (ports, runs, machine.words[DATA // 4]) == ([0x80, 0x81], 2, 1_000_000)
+    assert (ports, machine.words[DATA // 4]) == ([0x80, 0x81], 1_000_000)
+    assert runs > 10, "three million instructions went by in a few runs"
 
 
 def test_8_address_0_ends_no_run() -> None:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from guest_kernels import kernels
 from tests.machine.flat import ENTRY, FINISH, MEMORY_MIB, assemble, finish, flat_vm, words
 from tests.machine.small_kernel import ABSENT, ALIAS, IDENTITY, LOG, TO_USER, USER, USER_PAGES, small_kernel
 from vmm.cpu_state import Cpu
@@ -13,7 +14,7 @@ from vmm.exits import End
 from vmm.machine import FRAME, Machine
 from vmm.memory import MIXED
 from vmm.mmu.host import NX
-from vmm.vm import Vm
+from vmm.vm import Vm, machine_for
 from vmm.x86.bits import Pte
 
 RINGS = pytest.mark.parametrize("ring", (1, 3))
@@ -254,3 +255,13 @@ def test_frames_of_a_guest_lie_scattered() -> None:
     vm = flat_vm({ENTRY: FINISH})
     assert sum(gfn == hfn for gfn, hfn in enumerate(vm.memory.frames)) < 4
     assert FRAME * vm.memory.count == MEMORY_MIB << 20
+
+
+def test_3_a_guest_is_pre_empted_without_precise_kicks_too() -> None:
+    """The fall-back where the exit-check flag is not found: runs end after so many instructions, and the timer gets its turn."""
+    guest = kernels()["rings"]
+    machine = machine_for(guest.memory_mib)
+    machine.precise_kicks = False
+    vm = Vm(machine, memory_mib=guest.memory_mib)
+    vm.load(str(guest.file))
+    assert finish(vm, 60) == 0

@@ -87,13 +87,8 @@ class GuestPaging:
             gpa = entry & 0xFFFFF000 | gva & 0xFFF
             table, large = pde & 0xFFFFF000, 0
         self._check(rights, gva, write, user, fetch)
-        if not large and not pde & Pte.A:
-            memory.set_bits(pde_gpa, Pte.A)
-        wanted = Pte.A | Pte.D if write else Pte.A
-        if entry & wanted != wanted:
-            memory.set_bits(entry_gpa, wanted)
-            entry |= wanted
-        return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), True, bool(entry & Pte.D), table, large, pde)
+        dirty = self._mark(pde_gpa, pde, entry_gpa, entry, write)
+        return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), True, dirty, table, large, pde)
 
     def _walk_pae(self, gva: int, write: bool, user: bool, fetch: bool) -> Mapping:
         memory = self.memory
@@ -123,13 +118,17 @@ class GuestPaging:
         if fetch and not executable:
             raise GuestPageFault(gva, self._error(Fault.P, write, user, fetch))
         self._check(rights, gva, write, user, fetch)
-        if not large and not pde & Pte.A:
-            memory.set_bits(pde_gpa, Pte.A)
+        dirty = self._mark(pde_gpa, pde, entry_gpa, entry, write)
+        return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), executable, dirty, table, large, pde)
+
+    def _mark(self, pde_gpa: int, pde: int, entry_gpa: int, entry: int, write: bool) -> bool:
+        """Sets A in both entries (one and the same for a large page), and D in the leaf for a write; returns the leaf's D."""
+        if entry_gpa != pde_gpa and not pde & Pte.A:
+            self.memory.set_bits(pde_gpa, Pte.A)
         wanted = Pte.A | Pte.D if write else Pte.A
         if entry & wanted != wanted:
-            memory.set_bits(entry_gpa, wanted)
-            entry |= wanted
-        return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), executable, bool(entry & Pte.D), table, large, pde)
+            self.memory.set_bits(entry_gpa, wanted)
+        return write or bool(entry & Pte.D)
 
     def _check(self, rights: int, gva: int, write: bool, user: bool, fetch: bool) -> None:
         if user and not rights & Pte.U or write and not rights & Pte.W and (user or self.write_protect):
