@@ -1,4 +1,4 @@
-"""Bytes to instructions: lengths and texts by Capstone, opcode and operand bytes by a look at the bytes themselves.
+"""Bytes to instructions: lengths of the plain ones by a table, of the others by Capstone; opcode and operand bytes by a look at them.
 
 Knows the 32-bit instruction format (SDM 2 2.1 "Instruction Format"). Knows nothing of what an instruction does: that is
 the table's business.
@@ -15,9 +15,8 @@ import capstone
 
 OPERAND_SIZE, ADDRESS_SIZE, REPEAT, LOCK = 1, 2, 4, 8  # bits of Instruction.prefixes
 _PREFIXES = {0x66: OPERAND_SIZE, 0x67: ADDRESS_SIZE, 0xF2: REPEAT, 0xF3: REPEAT, 0xF0: LOCK, 0x26: 0, 0x2E: 0, 0x36: 0, 0x3E: 0, 0x64: 0, 0x65: 0}
-_LONG = frozenset((*_PREFIXES, 0x0F))
 _SEGMENTS = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65))
-_CHUNK = 8  # instructions decoded at once: Capstone decodes them all before it gives the first
+_CHUNK = 6  # instructions decoded at once by Capstone, behind one that needs it
 _LONGEST = 15  # bytes of an instruction
 
 _capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
@@ -65,18 +64,108 @@ def decode(code: bytes, address: int, wide: bool = True) -> Iterator[Instruction
 
     wide: 32-bit code; otherwise 16-bit code.
     """
-    engine = _capstone if wide else _capstone_16
-    at = 0
-    while sizes := _sizes(engine, code[at : at + _LONGEST * _CHUNK], address + at):
-        for size in sizes:
+    at, end = 0, len(code)
+    while at < end:
+        opcode, long = code[at], 0
+        form = _FORMS[opcode] if wide else 0
+        if form >= _GROUP and at + 1 < end:
+            second = code[at + 1]
+            if form == _TWO_BYTES:
+                opcode, long, form = 0x0F00 | second, 1, _LONG_FORMS[second]
+            else:
+                form = _GROUPS[opcode][second >> 3 & 7] if second < 0xC0 or opcode != _LEA else 0
+        if 0 < form < _GROUP:  # the many plain instructions, by a look at two bytes: Capstone takes 1.3 us for each
+            size = form & 7
+            behind = at + 1 + long
+            if form & _MODRM and behind < end:
+                modrm = code[behind]
+                size += _MODRM_SIZES[modrm]
+                if modrm < 0x40 and modrm & 7 == 4 and behind + 1 < end and code[behind + 1] & 7 == 5:
+                    size += 4  # no base but a displacement
+            if at + size > end:
+                return
             raw = code[at : at + size]
             eip = address + at & 0xFFFFFFFF
             at += size
-            opcode = raw[0]
-            if opcode in _LONG:
-                yield _parse(eip, raw)
-            else:
-                yield Instruction(eip, eip + size & 0xFFFFFFFF, raw, opcode, 1, raw[1] if size > 1 else 0, 0, 0)
+            long += 1
+            yield Instruction(eip, eip + size & 0xFFFFFFFF, raw, opcode, long, raw[long] if size > long else 0, 0, 0)
+            continue
+        sizes = _sizes(_capstone if wide else _capstone_16, code[at : at + _LONGEST * _CHUNK], address + at)
+        if not sizes:
+            return
+        for size in sizes:
+            yield _parse(address + at & 0xFFFFFFFF, code[at : at + size])
+            at += size
+
+
+_MODRM = 8  # in a form: a ModRM byte and what it brings follow the opcode
+_GROUP, _TWO_BYTES, _LEA = 16, 17, 0x8D  # the form depends on the ModRM byte's reg field; on the second opcode byte
+
+
+def _modrm_size(modrm: int) -> int:
+    """Bytes of a ModRM byte with its SIB byte and displacement, but for the displacement that the SIB byte may ask for."""
+    mod, rm = modrm >> 6, modrm & 7
+    if mod == 3:
+        return 1
+    return 1 + (rm == 4) + (1 if mod == 1 else 4 if mod == 2 or rm == 5 else 0)
+
+
+def _plain_forms() -> list[int]:
+    """By first byte: the size of the opcode and its immediate, and whether a ModRM byte follows; 0: ask Capstone.
+
+    Only forms that are defined for every ModRM byte stand here (SDM 2D appendix A "Opcode Map").
+    """
+    forms = [0] * 256
+    for row in range(0, 0x40, 8):  # add or adc sbb and sub xor cmp
+        forms[row : row + 6] = [_MODRM | 1] * 4 + [2, 5]
+    forms[0x40:0x60] = [1] * 0x20  # inc dec push pop
+    forms[0x68], forms[0x69], forms[0x6A], forms[0x6B] = 5, _MODRM | 5, 2, _MODRM | 2
+    forms[0x70:0x80] = [2] * 16  # jcc
+    forms[0x80], forms[0x81], forms[0x83] = _MODRM | 2, _MODRM | 5, _MODRM | 2
+    forms[0x84:0x8C] = [_MODRM | 1] * 8  # test xchg mov
+    forms[0x90:0x9A] = [1] * 10  # nop xchg cwde cdq
+    forms[0xA0:0xA4] = [5] * 4  # mov with an offset
+    forms[0xA8], forms[0xA9] = 2, 5
+    forms[0xB0:0xC0] = [2] * 8 + [5] * 8  # mov with an immediate
+    forms[0xC0], forms[0xC1] = _MODRM | 2, _MODRM | 2
+    forms[0xC3] = forms[0xC9] = 1
+    forms[0xD1] = forms[0xD3] = _MODRM | 1
+    forms[0xE8] = forms[0xE9] = 5
+    forms[0xEB] = 2
+    forms[0xFA] = forms[0xFB] = forms[0xFC] = forms[0xFD] = 1
+    forms[0x0F] = _TWO_BYTES
+    for opcode in _GROUPS:
+        forms[opcode] = _GROUP
+    return forms
+
+
+def _long_forms() -> list[int]:
+    """The same by the byte behind 0Fh."""
+    forms = [0] * 256
+    forms[0x40:0x50] = [_MODRM | 2] * 16  # cmovcc
+    forms[0x80:0x90] = [6] * 16  # jcc
+    forms[0x90:0xA0] = [_MODRM | 2] * 16  # setcc
+    forms[0xA2] = forms[0x31] = 2  # cpuid rdtsc
+    for opcode in (0xA3, 0xAB, 0xAF, 0xB3, 0xB6, 0xB7, 0xBB, 0xBE, 0xBF):  # bt bts imul btr movzx btc movsx
+        forms[opcode] = _MODRM | 2
+    forms[0xA4] = forms[0xAC] = _MODRM | 3  # shld shrd
+    return forms
+
+
+_GROUPS = {  # by opcode and reg field
+    _LEA: [_MODRM | 1] * 8,  # of memory only
+    0xC6: [_MODRM | 2] + [0] * 7,
+    0xC7: [_MODRM | 5] + [0] * 7,
+    0xF6: [_MODRM | 2, 0] + [_MODRM | 1] * 6,
+    0xF7: [_MODRM | 5, 0] + [_MODRM | 1] * 6,
+    0xFE: [_MODRM | 1] * 2 + [0] * 6,
+    0xFF: [_MODRM | 1] * 3 + [0, _MODRM | 1, 0, _MODRM | 1, 0],
+}
+
+
+_FORMS = _plain_forms()
+_LONG_FORMS = _long_forms()
+_MODRM_SIZES = [_modrm_size(modrm) for modrm in range(256)]
 
 
 def _sizes(engine: capstone.Cs, code: bytes, address: int) -> list[int]:

@@ -29,14 +29,16 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT)
     rows: list[Row | None] = []
     undecodable: list[int] = []
     taken: set[int] = set()
-    pending = [entry]
+    pending, end, left = [entry], start + span, limit
     for address in pending:
-        while address is not None and len(instructions) < limit:
+        while address is not None and left:
             following: int | None = None
             for instruction in decode(code[address - start :], address):
-                if instruction.address in taken or instruction.address - start >= span or len(instructions) >= limit:
+                eip = instruction.address
+                if eip in taken or eip >= end or not left:
                     break
-                taken.add(instruction.address)
+                left -= 1
+                taken.add(eip)
                 instructions.append(instruction)
                 row = classify(instruction.opcode, instruction.modrm)
                 rows.append(row)
@@ -61,6 +63,6 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT)
             if following is None:
                 break
             address = following
-        if len(instructions) >= limit:
+        if not left:
             break
     return Block(entry, instructions, rows, undecodable)

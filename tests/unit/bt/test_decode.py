@@ -2,7 +2,7 @@
 
 import capstone
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt.decode import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, decode, memory_operand, operand_registers
@@ -116,3 +116,13 @@ def test_classes(opcode: int, modrm: int, name: str | None) -> None:
     """The reg field and the kind of operand choose among the forms of an opcode; innocuous ones have no row."""
     row = classify(opcode, modrm)
     assert (row.name if row else None) == name
+
+
+@settings(max_examples=3000, deadline=None)
+@given(st.binary(min_size=15, max_size=15))
+def test_lengths_are_capstones(code: bytes) -> None:
+    """The table of plain instructions and Capstone agree on where any instruction ends, and on what is none."""
+    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
+    expected = next((size for _, size, _, _ in engine.disasm_lite(code, 0x1000, 1)), None)
+    found = next(decode(code, 0x1000), None)
+    assert (found and len(found.raw)) == expected
