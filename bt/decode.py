@@ -77,7 +77,9 @@ def decode(code: bytes, address: int, wide: bool = True) -> Iterator[Instruction
         if 0 < form < _GROUP:  # the many plain instructions, by a look at two bytes: Capstone takes 1.3 us for each
             size = form & 7
             behind = at + 1 + long
-            if form & _MODRM and behind < end:
+            if form & _MODRM:
+                if behind >= end:
+                    return
                 modrm = code[behind]
                 size += _MODRM_SIZES[modrm]
                 if modrm < 0x40 and modrm & 7 == 4 and behind + 1 < end and code[behind + 1] & 7 == 5:
@@ -234,6 +236,13 @@ def _detailed(wide: bool) -> capstone.Cs:
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32 if wide else capstone.CS_MODE_16)
     engine.detail = True
     return engine
+
+
+def has_memory_operand(instruction: Instruction) -> bool:
+    """Whether an instruction accesses memory by an operand, explicit or implied, that a segment override concerns. (LEA does not.)"""
+    if instruction.opcode == _LEA:
+        return False
+    return any(operand.type == capstone.x86.X86_OP_MEM for found in _detailed(True).disasm(instruction.raw, 0, 1) for operand in found.operands)
 
 
 def memory_access(raw: bytes, wide: bool = True) -> tuple[int, bool, bool]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bt.block import ADJUSTED, CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
-from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, memory_operand, operand_registers
+from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, has_memory_operand, memory_operand, operand_registers
 from bt.sensitive import Row, Treatment
 from bt.window import CODE, DOORBELL, FLAGS_CLASS, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
 
@@ -251,6 +251,8 @@ class Emitter:
         """A CS-overridden operand must not find the cache's flat CS where the guest's has a base: it is addressed through SS, the
         difference of the bases added to its displacement."""
         raw, at = instruction.raw, instruction.at
+        if instruction.opcode not in _BY_REGISTER and not has_memory_operand(instruction):
+            return raw
         prefixes = raw[:at].replace(bytes((_CS_OVERRIDE,)), bytes((_SS_OVERRIDE,)), 1)
         apart = self.mode.cs_base - self.mode.ss_base & 0xFFFFFFFF
         if not apart:
