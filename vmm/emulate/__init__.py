@@ -1,0 +1,76 @@
+"""One routine per sensitive instruction: the table from rows of the translator's table to routines.
+
+Each row that the translator or another back-end hands to the VMM stands here; what does not is undefined on the virtual CPU.
+Knows no back-end and no translation.
+"""
+
+from __future__ import annotations
+
+from vmm.emulate import control, flow, interrupts, msrs, selectors, tables, transfers, visibility
+from vmm.emulate.control import set_cr0
+from vmm.emulate.routine import Routine, undefined
+
+__all__ = ["ROUTINES", "set_cr0", "undefined"]
+
+ROUTINES: dict[str, Routine] = {
+    "cli": interrupts.cli,
+    "sti": interrupts.sti,
+    "hlt": interrupts.hlt,
+    "pushf": interrupts.pushf,
+    "popf": interrupts.popf,
+    "iret": interrupts.iret,
+    "int": interrupts.software_interrupt,
+    "int3": interrupts.software_interrupt,
+    "into": interrupts.software_interrupt,
+    "icebp": interrupts.software_interrupt,
+    "mov r,cr0": control.read_control,
+    "mov r,cr2": control.read_control,
+    "mov r,cr3": control.read_control,
+    "mov r,cr4": control.read_control,
+    "mov r,cr": control.read_control,
+    "mov cr,r": control.write_control,
+    "mov r,dr": control.read_debug,
+    "mov dr,r": control.write_debug,
+    "clts": control.clts,
+    "lmsw": control.lmsw,
+    "smsw": control.smsw,
+    "invlpg": control.invlpg,
+    "rdmsr": msrs.rdmsr,
+    "wrmsr": msrs.wrmsr,
+    "rdpmc": msrs.rdpmc,
+    "lgdt": tables.lgdt,
+    "lidt": tables.lidt,
+    "sgdt": tables.store_table,
+    "sidt": tables.store_table,
+    "lldt": tables.lldt,
+    "ltr": tables.ltr,
+    "sldt": tables.sldt,
+    "str": tables.str_,
+    "push cs": selectors.push_segment,
+    "push ss": selectors.push_segment,
+    "mov r/m,cs": selectors.read_segment,
+    "mov r/m,ss": selectors.read_segment,
+    "mov ss,r/m": selectors.mov_ss,
+    "pop ss": selectors.pop_ss,
+    "lss": selectors.lss,
+    "jmp far": transfers.jmp_far,
+    "jmp far m": transfers.jmp_far,
+    "call far": transfers.call_far,
+    "call far m": transfers.call_far,
+    "ret far": transfers.ret_far,
+    "ret far n": transfers.ret_far,
+    "lar": visibility.lar,
+    "lsl": visibility.lsl,
+    "verr": visibility.verr,
+    "verw": visibility.verw,
+    "arpl": visibility.arpl,
+    "ret": flow.near_return,
+    "ret n": flow.near_return,
+    "jmp r/m": flow.indirect_jump,
+    "call r/m": flow.near_call,
+    "call rel": flow.near_call,
+    "jmp rel": flow.near_jump,
+    "jmp rel8": flow.near_jump,
+    **{f"jcc rel {n:X}": flow.conditional_jump for n in range(16)},
+    **{f"jcc rel8 {n:X}": flow.conditional_jump for n in range(16)},
+}

@@ -1,0 +1,48 @@
+"""Model-specific registers and performance counters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bt.decode import Instruction
+from vmm.cpuid import EFER
+from vmm.emulate.control import tables_dropped
+from vmm.emulate.routine import Result, privileged
+from vmm.faults import GuestFault
+from vmm.x86.bits import Efer, Vector
+
+if TYPE_CHECKING:
+    from vmm.vm import Vm
+
+
+def rdmsr(vm: Vm, instruction: Instruction) -> Result:
+    privileged(vm)
+    vcpu, number = vm.vcpu, vm.vcpu.register(1)
+    value = vcpu.efer if number == EFER else vcpu.msrs.get(number)
+    if value is None:
+        raise GuestFault(Vector.GP, 0)
+    vcpu.set_register(0, value)
+    vcpu.set_register(2, value >> 32)
+    return None
+
+
+def wrmsr(vm: Vm, instruction: Instruction) -> Result:
+    privileged(vm)
+    vcpu, number = vm.vcpu, vm.vcpu.register(1)
+    value = vcpu.register(2) << 32 | vcpu.register(0)
+    if number == EFER:
+        if value & ~Efer.NXE:
+            raise GuestFault(Vector.GP, 0)
+        vcpu.efer = value
+        vm.paging.load(vcpu.cr0, vcpu.cr3, vcpu.cr4, value)
+        tables_dropped(vm)
+    elif number in vcpu.msrs:
+        vcpu.msrs[number] = value
+    else:
+        raise GuestFault(Vector.GP, 0)
+    return None
+
+
+def rdpmc(vm: Vm, instruction: Instruction) -> Result:
+    """There are no performance counters."""
+    raise GuestFault(Vector.GP, 0)
