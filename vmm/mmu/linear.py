@@ -21,7 +21,8 @@ class LinearMemory:
     def read(self, gva: int, size: int, user: bool = False, fetch: bool = False) -> bytes:
         """`size` bytes from `gva`."""
         room = 0x1000 - (gva & 0xFFF)
-        gpa = self.paging.walk(gva & 0xFFFFFFFF, False, user, fetch).gpa
+        paging = self.paging
+        gpa = paging.walk(gva & 0xFFFFFFFF, False, user, fetch).gpa if user or fetch else paging.supervisor(gva & 0xFFFFFFFF, False)
         if size <= room:
             return self.memory.read(gpa, size)
         return self.memory.read(gpa, room) + self.read(gva + room, size - room, user, fetch)
@@ -29,7 +30,8 @@ class LinearMemory:
     def write(self, gva: int, data: bytes, user: bool = False) -> None:
         """Writes `data` at `gva`; nothing is written when any of it would fault."""
         room = 0x1000 - (gva & 0xFFF)
-        gpa = self.paging.walk(gva & 0xFFFFFFFF, True, user).gpa
+        paging = self.paging
+        gpa = paging.walk(gva & 0xFFFFFFFF, True, user).gpa if user else paging.supervisor(gva & 0xFFFFFFFF, True)
         if len(data) <= room:
             self.memory.write(gpa, data)
             return

@@ -274,6 +274,7 @@ class ShadowMmu:
 
     def invalidate(self, gva: int) -> None:
         """INVLPG."""
+        self.paging.forget()
         for root in self.roots.values():
             if self._is_current(root):
                 leaf = root.leaves.get(gva >> 21)

@@ -46,9 +46,11 @@ class GuestPaging:
         self.cr3 = 0
         self.pdptes = [0, 0, 0, 0]
         self.reserved = _PAE_RESERVED | Pte.NX  # bits that must be 0 in a PAE entry
+        self._kept: tuple[dict[int, int], dict[int, int]] = {}, {}  # page -> gpa of it, for the supervisor's reads and writes
 
     def load(self, cr0: int, cr3: int, cr4: int, efer: int, *, reload_pdptes: bool = False) -> bool:
         """Takes over the control registers; with reload_pdptes latches PAE's four. False, and nothing changed: those have reserved bits set."""
+        self.forget()
         enabled, pae = bool(cr0 & Cr0.PG), bool(cr4 & Cr4.PAE)
         if enabled and pae and (reload_pdptes or not (self.enabled and self.pae)):
             entries = [self.memory.read64((cr3 & 0xFFFFFFE0) + 8 * n) for n in range(4)]
@@ -59,6 +61,19 @@ class GuestPaging:
         self.write_protect, self.no_execute, self.cr3 = bool(cr0 & Cr0.WP), pae and bool(efer & Efer.NXE), cr3
         self.reserved = _PAE_RESERVED if self.no_execute else _PAE_RESERVED | Pte.NX
         return True
+
+    def forget(self) -> None:
+        """Forgets the translations that `supervisor` keeps, as INVLPG and a load of CR3 make a TLB do."""
+        for pages in self._kept:
+            pages.clear()
+
+    def supervisor(self, gva: int, write: bool) -> int:
+        """gpa for a read or write with the supervisor's rights, out of what a TLB would hold. Raises GuestPageFault."""
+        pages = self._kept[write]
+        page = pages.get(gva >> 12)
+        if page is None:
+            page = pages[gva >> 12] = self.walk(gva, write).gpa & ~0xFFF
+        return page | gva & 0xFFF
 
     def walk(self, gva: int, write: bool = False, user: bool = False, fetch: bool = False) -> Mapping:
         """Translates `gva` for one access, setting A (and D for a write) in the guest's tables. Raises GuestPageFault."""

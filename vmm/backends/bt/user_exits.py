@@ -51,8 +51,10 @@ class UserExits:
         self.engine.capture_user()
         if software:
             stats.architectural["system call"] += 1
-            raw = self.engine.code.fetch(vm.vcpu.cs.base + address - 2 & 0xFFFFFFFF, 2, user=True)
-            size = 2 if raw[0] == 0xCD and raw[1] == vector else 1
+            size = 2
+            if vector in (Vector.BP, Vector.OF):  # INT3 and INTO have forms of one byte
+                raw = self.engine.code.fetch(vm.vcpu.cs.base + address - 2 & 0xFFFFFFFF, 2, user=True)
+                size = 2 if raw[0] == 0xCD and raw[1] == vector else 1
             vm.vcpu.eip = address - size & 0xFFFFFFFF
             self.engine.exit(SoftwareInterrupt(vector, address))
         elif vector == Vector.DB and self.engine.after_step is not None:
