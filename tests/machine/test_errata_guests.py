@@ -265,3 +265,31 @@ def test_3_a_guest_is_pre_empted_without_precise_kicks_too() -> None:
     vm = Vm(machine, memory_mib=guest.memory_mib)
     vm.load(str(guest.file))
     assert finish(vm, 60) == 0
+
+
+@RINGS
+def test_12_an_interrupt_while_a_port_access_is_aborted(ring: int) -> None:
+    """The timer's line rises inside each of 500 aborted accesses: each still is one #GP, with the flags before it, and each interrupt arrives."""
+    pic = "mov al,0x11; out 0x20,al; mov al,0x90; out 0x21,al; mov al,4; out 0x21,al; mov al,1; out 0x21,al; mov al,0xfe; out 0x21,al"
+    user = "mov ecx,500; l: xor eax,eax; cmp eax,1; in al,0x71; jnc w; jns w; dec ecx; jnz l; int 0x80; w: ud2"
+    handlers = {
+        6: "mov al,1; out 0xf4,al",
+        13: f"inc dword ptr [{LOG}]; add esp,4; add dword ptr [esp],2; .byte 0xcf",
+        0x80: f"mov [{LOG + 8}],ecx; {FINISH}",
+        0x90: f"push eax; inc dword ptr [{LOG + 4}]; mov al,0x20; out 0x20,al; pop eax; .byte 0xcf",
+        0x97: ".byte 0xcf",
+    }
+    vm = flat_vm(small_kernel(f"{pic}; {TO_USER}", user=user, handlers=handlers), ring=ring)
+    allowed, line = vm.backend.user.port_allowed, vm.board.interrupts.line(0)
+
+    def port_allowed(port: int, size: int) -> bool:
+        answer = allowed(port, size)
+        line(False)
+        line(True)
+        return answer
+
+    vm.backend.user.port_allowed = port_allowed  # type: ignore[method-assign]
+    assert finish(vm, 30) == 0
+    faults, interrupts, left = words(vm, LOG, 3)
+    assert (faults, left) == (500, 0)
+    assert interrupts >= 500

@@ -119,7 +119,9 @@ class BinaryTranslation:
     def run(self) -> None:
         """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
         vm = self.vm
-        if self.exact:
+        if self.user.port_fault is not None:  # the engine stopped before the aborted IN or OUT came back by its page fault
+            self.user.end_port_access()
+        elif self.exact:
             self.exact = False
             self.resume()
         elif vm.board.interrupts.asserted:

@@ -33,7 +33,7 @@ class UserExits:
     def interrupt(self, vector: int, address: int, software: bool) -> None:
         vm, stats, state, machine = self.vm, self.vm.stats, self.state, self.machine
         if self.port_fault is not None:
-            self._end_port_access()
+            self.end_port_access()
             return
         if self.engine.rolling:  # the last step out of a stub was an iret to user mode
             self.engine.rolling = False
@@ -115,13 +115,15 @@ class UserExits:
             self.machine.stop()
         return False
 
-    def _end_port_access(self) -> None:
+    def end_port_access(self) -> None:
         """Erratum 12: IN and OUT cannot be aborted: the state before is put back, and the exception injected."""
         assert self.port_fault is not None
         image, port, size = self.port_fault
         self.port_fault = None
         self.state.cast("B")[: len(image)] = image
         self.machine.set_cr3(self.vm.mmu.current.cr3)
+        if not self.machine.running:
+            self.machine.set_flags(self.machine.flags())  # the state was saved in a run, where the flags are kept in another form
         self.engine.capture_user()
         self.vm.stats.architectural["exception 13"] += 1
         self.engine.exit(PortAccess(port, size))
