@@ -50,12 +50,14 @@ class Window:
             entry = (first + page) << 12 | (_DATA if page < CODE // FRAME else _CODE) | self.rights
             quads[self.tables * 512 + page] = entry
         self._bell = self.tables * 512 + DOORBELL // FRAME
-        self.armed = False
+        self.armed = True
         self.base = _FIRST_CHOICE
         self.ring(False)
 
     def ring(self, armed: bool) -> None:
-        """Arms the doorbell: stores through it trap. Or disarms it."""
+        """Arms the doorbell: stores through it trap. Or disarms it. Nothing happens when it is so already."""
+        if armed == self.armed:
+            return
         if armed:
             self.machine.quads[self._bell] = 0
             self.machine.flush_tlb()

@@ -108,12 +108,11 @@ class BinaryTranslation:
     def interrupts_changed(self, pending: bool) -> None:
         """The interrupt controllers' output changed."""
         if not pending:
-            if self.window.armed:
-                self.window.ring(False)
+            self.window.ring(False)
         elif self.words[Word.FLAGS >> 2] & Flag.IF:
             if self.machine.running:
                 self.machine.stop()
-        elif not self.window.armed:
+        else:
             self.window.ring(True)
 
     def run(self) -> None:
@@ -132,8 +131,7 @@ class BinaryTranslation:
     def _come_to_boundary(self) -> None:
         """An interrupt waits and the engine was stopped at any block: gets to where it may be delivered."""
         if not self.words[Word.FLAGS >> 2] & Flag.IF:
-            if not self.window.armed:
-                self.window.ring(True)
+            self.window.ring(True)
             return
         if not self._virtual_kernel():
             self.capture_user()
@@ -179,8 +177,7 @@ class BinaryTranslation:
         while True:
             if interrupts.asserted:
                 if not vcpu.interrupts_on:
-                    if not self.window.armed:
-                        self.window.ring(True)
+                    self.window.ring(True)
                 elif vcpu.inhibited:
                     self.step_once()
                 elif self.after_step is None:
@@ -345,7 +342,7 @@ class BinaryTranslation:
             self.machine.set_trap_flag(True)
 
     def _arm_if_needed(self) -> None:
-        if self.vm.board.interrupts.asserted and not self.words[Word.FLAGS >> 2] & Flag.IF and not self.window.armed:
+        if self.vm.board.interrupts.asserted and not self.words[Word.FLAGS >> 2] & Flag.IF:
             self.window.ring(True)
 
     def stepped(self) -> None:
@@ -355,18 +352,18 @@ class BinaryTranslation:
         if self.vm.stopped is None:
             self.resume()
 
-    def then(self, *actions: Callable[..., None]) -> None:
-        """Steps over the instruction at hand, then does these, behind what a step already under way will do."""
+    def step_over_directory_write(self, gfn: int) -> None:
+        """Lets the one instruction at hand write a guest directory, and looks at what it changed, behind what a step under way will do."""
         before = self.after_step
-        retrace, check = actions
 
         def done(completed: bool) -> None:
             if before is not None:
                 before(completed)
-            retrace(completed)
-            check()
+            self.mmu.retrace(gfn)
+            self.tables_changed()
 
         self.after_step = done
+        self.resume()
 
     def _on_interrupt(self, vector: int) -> None:
         """Every exception and INT of the CPU."""
@@ -379,10 +376,8 @@ class BinaryTranslation:
         address = state[Cpu.EIP]
         in_kernel = self.in_kernel if self.ring == 3 else state[Cpu.HFLAGS] & 3 == 1
         if in_kernel:
-            self.stats.audited += 1
-            if not 0 <= address - self.code.start <= self.options.cache_size:
-                self.stats.outside += 1
-        if vector == 14 and not software:
+            self._audit(address)
+        if vector == 14 and not software and (in_kernel or self.user.port_fault is None):
             error = state[machine.error_code]
             if not error & Fault.I and self.mmu.refill(state[Cpu.CR2], bool(error & Fault.W), not in_kernel):  # most exits end here
                 self.stats.architectural["hidden page fault"] += 1
@@ -392,14 +387,19 @@ class BinaryTranslation:
         else:
             self.user.interrupt(vector, address, software)
 
+    def _audit(self, address: int) -> None:
+        """At each exit in virtual kernel mode: EIP must lie in the cache."""
+        self.stats.audited += 1
+        if not 0 <= address - self.code.start <= self.options.cache_size:
+            self.stats.outside += 1
+
     def _on_invalid(self) -> None:
         """An undefined instruction: this CPU reports it apart."""
-        state = self.state
-        state[self.machine.old_exception] = 0xFFFFFFFF
-        self.vm.stats.architectural["exception 6"] += 1
+        self.machine.clear_event()
+        self.stats.architectural["exception 6"] += 1
         if self._virtual_kernel():
-            self.vm.stats.audited += 1
-            self.recover(state[Cpu.EIP])
+            self._audit(self.state[Cpu.EIP])
+            self.recover(self.state[Cpu.EIP])
         else:
             self.capture_user()
         self.exit(Raised(Vector.UD))

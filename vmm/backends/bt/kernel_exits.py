@@ -156,8 +156,7 @@ class KernelExits:
             case StepOver(gfn):
                 stats.architectural["directory write"] += 1
                 self.engine.recover(address)
-                self.engine.then(lambda completed: vm.mmu.retrace(gfn), self.code.tables_changed)
-                self.engine.resume()
+                self.engine.step_over_directory_write(gfn)
             case DeviceAccess(gpa):
                 stats.architectural["device memory"] += 1
                 self.engine.recover(address)

@@ -90,8 +90,7 @@ class UserExits:
             case StepOver(gfn):
                 stats.architectural["directory write"] += 1
                 self.engine.capture_user()
-                self.engine.then(lambda completed: vm.mmu.retrace(gfn), self.engine.tables_changed)
-                self.engine.resume()
+                self.engine.step_over_directory_write(gfn)
             case DeviceAccess(gpa):
                 stats.architectural["device memory"] += 1
                 self.engine.capture_user()
