@@ -5,12 +5,10 @@ Knows assembly and files. Knows nothing of the project.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
-import keystone
-
-ADDRESS = 0x100000
+from tests.assembly import ENTRY as ADDRESS
+from tests.assembly import assemble
 
 REPORT_5 = "mov al, 5; out 0xf4, al; hang: jmp hang"
 STOP_FOR_GOOD = "cli; hlt"
@@ -44,13 +42,6 @@ SCREEN = """
     mov al, 0; out 0xf4, al
 hang: jmp hang
 """
-
-
-@cache
-def assemble(text: str) -> bytes:
-    """The bytes of 32-bit code at ADDRESS."""
-    code, _ = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_32).asm(text, ADDRESS)
-    return bytes(code)
 
 
 def write(folder: Path, text: str) -> list[str]:

@@ -1,36 +1,23 @@
 """Flat guests for tests: assembly at fixed addresses in, a VM that runs it.
 
-Knows Keystone's ways, and how page tables, descriptors and gates look in a guest's memory. Knows nothing of how a guest is run.
+Knows how page tables, descriptors and gates look in a guest's memory. Knows nothing of how a guest is run.
 """
 
 import struct
 import tempfile
 from collections.abc import Iterable, Mapping
 
-import keystone
-
+from tests.assembly import ENTRY, assemble
 from vmm import vm as whole
 from vmm.backends.bt import BtOptions
 from vmm.exits import End, Stop
 
-ENTRY = 0x100000
 MEMORY_MIB = 4
 FLAT_CODE, FLAT_DATA = 0x00CF9B00_0000FFFF, 0x00CF9300_0000FFFF
 USER_CODE, USER_DATA = 0x00CFFB00_0000FFFF, 0x00CFF300_0000FFFF
 
-_keystone = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_32)
-
 LGDT, LIDT = ".byte 0x0f,0x01,0x15; .long {}", ".byte 0x0f,0x01,0x1d; .long {}"  # Keystone would put an operand-size prefix in front
 FINISH = "mov al,0; out 0xf4,al"
-
-
-def assemble(source: str, at: int = ENTRY) -> bytes:
-    """Machine code of Intel-syntax `source` (statements apart by `;` or new lines) that stands at `at`."""
-    try:
-        code, _ = _keystone.asm("; ".join(line.strip().rstrip(";") for line in source.splitlines() if line.strip()), at)
-    except keystone.KsError as error:
-        raise AssertionError(f"{source[:200]!r}: {error}") from error
-    return bytes(code or b"")
 
 
 def image(parts: Mapping[int, str | bytes]) -> dict[int, bytes]:

@@ -1,0 +1,28 @@
+"""Assembly text in, machine code out: Keystone, with the one setting under which its answers repeat.
+
+Knows Keystone's ways. Knows no guest.
+"""
+
+from __future__ import annotations
+
+import re
+
+import keystone
+
+ENTRY = 0x100000  # where the tests' guests begin
+
+# Keystone never initializes the radix of plain numbers: after an unlucky allocation "20" is read as 20h. So it is set, to the
+# only value that can be, and plain numbers are written in hexadecimal. The index of st(1) is no number to Keystone.
+_keystone = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_32)
+_keystone.syntax = keystone.KS_OPT_SYNTAX_INTEL | keystone.KS_OPT_SYNTAX_RADIX16
+_DECIMAL = re.compile(r"(?<![\w.'])(?<!st\()\d+(?![\w'])")
+
+
+def assemble(source: str, at: int = ENTRY) -> bytes:
+    """Machine code of 32-bit Intel-syntax `source` (statements apart by `;` or new lines) that stands at `at`."""
+    lines = "; ".join(line.strip().rstrip(";") for line in source.splitlines() if line.strip())
+    try:
+        code, _ = _keystone.asm(_DECIMAL.sub(lambda number: hex(int(number[0])), lines), at)
+    except keystone.KsError as error:
+        raise AssertionError(f"{source!r}: {error}") from error
+    return bytes(code or b"")
