@@ -32,10 +32,12 @@ def _vmm() -> None:
 def run(
     kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="A bundled kernel's name (vmm kernels) or a file.")],
     backend: Annotated[str, typer.Option(metavar="auto|bt", help="How guest code is run.")] = "auto",
-    mmu: Annotated[str, typer.Option(metavar="shadow", help="How guest memory is mapped.")] = "shadow",
-    ring: Annotated[str, typer.Option(metavar="1|3", help="CPL of the guest's kernel.")] = "1",
-    stubs: Annotated[str, typer.Option(metavar="cache|trap", help="Emulate sensitive instructions in the cache, or trap each.")] = "cache",
-    user: Annotated[str, typer.Option(metavar="direct", help="How the guest's user code is run.")] = "direct",
+    mmu: Annotated[str | None, typer.Option(metavar="shadow", help="How guest memory is mapped.")] = None,
+    ring: Annotated[str | None, typer.Option(metavar="1|3", help="CPL of the guest's kernel; default 1.")] = None,
+    stubs: Annotated[
+        str | None, typer.Option(metavar="cache|trap", help="Emulate sensitive instructions in the cache (the default), or trap each.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(metavar="direct", help="How the guest's user code is run.")] = None,
     memory: Annotated[str | None, typer.Option("-m", metavar="MIB", help="Guest memory; also 512M, 1G. Default: 128, or as bundled.")] = None,
     append: Annotated[str | None, typer.Option(metavar="TEXT", help="The kernel's command line.")] = None,
     initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU.")] = None,
@@ -45,7 +47,7 @@ def run(
     timeout: Annotated[str | None, typer.Option(metavar="S", help="End the run after so many seconds, with status 124.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the same as JSON (docs/JSON.md).")] = None,
-    cache_size: Annotated[str, typer.Option(metavar="SIZE", help="Room for translated code, such as 256K.")] = "16M",
+    cache_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Room for translated code, such as 256K; default 16M.")] = None,
     no_reboot: Annotated[bool, typer.Option("--no-reboot", help="A reset by the guest ends the run, with status 0.")] = False,
     qemu_exit: Annotated[bool, typer.Option("--qemu-exit", help="A reported value V makes the status (V << 1) | 1, as in QEMU.")] = False,
     vga: Annotated[bool, typer.Option("--vga", help="Show the VGA text screen live on standard error.")] = False,
@@ -56,11 +58,8 @@ def run(
     from tools import options
     from tools.run import Wishes, run_kernel
     from tools.session import Request
-    from vmm.backends.bt import BtOptions
+    from tools.technique import Technique, options_of
 
-    options.choice("--backend", backend, ("auto", "bt"), ("pv", "hw", "trap", "step", "native"))
-    options.choice("--mmu", mmu, ("shadow",), ("nested", "direct"))
-    options.choice("--user", user, ("direct",), ("translate",))
     request = Request(
         kernel=kernel,
         memory_mib=None if memory is None else options.memory(memory),
@@ -69,11 +68,7 @@ def run(
         modules=tuple(module or ()),
         address=None if address is None else options.address(address),
         disks=options.disks(disk or ()),
-        options=BtOptions(
-            ring=int(options.choice("--ring", ring, ("1", "3"))),
-            stubs_in_cache=options.choice("--stubs", stubs, ("cache", "trap")) == "cache",
-            cache_size=options.cache_size(cache_size),
-        ),
+        options=options_of(Technique(backend=backend, mmu=mmu, ring=ring, stubs=stubs, user=user, cache_size=cache_size)),
         timeout=None if timeout is None else options.seconds(timeout),
         reboot=not no_reboot,
     )

@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bt.block import Block, Mode
+from bt.cache import TranslationCache
 from vmm.exits import Stopped
 from vmm.faults import GuestFault, GuestPageFault
+from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.tables import DeviceAccess, StepOver
 
 if TYPE_CHECKING:
@@ -69,8 +71,10 @@ class Log:
 
     def _blocks(self, vm: Vm) -> None:
         """Every block when it is translated."""
-        cache = vm.backend.cache
+        for cache in vm.backend.caches.values():
+            self._blocks_of(vm, cache)
 
+    def _blocks_of(self, vm: Vm, cache: TranslationCache) -> None:
         def wrap(install: Callable[..., int]) -> Callable[..., int]:
             def installed(block: Block, mode: Mode, source: list[tuple[int, int, bytes]]) -> int:
                 address = install(block, mode, source)
@@ -119,6 +123,8 @@ class Log:
             return wrapper
 
         mmu = vm.mmu
+        if not isinstance(mmu, ShadowMmu):
+            return
         _put_before(mmu, "fault", wrap_fault)
         _put_before(mmu, "written", wrap("write to a traced or translated frame, gfn {:05x}"))
         _put_before(mmu, "retrace", wrap("traced again, gfn {:05x}"))

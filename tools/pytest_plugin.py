@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from vmm.backends.bt import BtOptions
+    from vmm.backends import Options
     from vmm.exits import Stop
     from vmm.vm import Vm
 
@@ -45,7 +45,7 @@ class RunKernel(Protocol):
         disks: Sequence[str | os.PathLike[str]] = (),
         modules: Sequence[str] = (),
         keys: bytes = b"",
-        options: BtOptions | None = None,
+        options: Options | None = None,
     ) -> Result: ...
 
 
@@ -71,7 +71,7 @@ def _run(
     disks: Sequence[str | os.PathLike[str]] = (),
     modules: Sequence[str] = (),
     keys: bytes = b"",
-    options: BtOptions | None = None,
+    options: Options | None = None,
 ) -> Result:
     __tracebackhide__ = True
     from tools.session import Request, run, status_of

@@ -37,10 +37,10 @@ _LAST_BLOCKS = 8
 def record(ended: Ended, kernel: str, status: int) -> dict[str, object]:
     """Everything counted in a run, as docs/JSON.md says; the counters are those of the last start of the machine."""
     vm, stop = ended.vm, ended.stop
-    stats, cache = vm.stats, vm.backend.cache
+    stats, caches = vm.stats, vm.backend.caches.values()
     return {
         "kernel": kernel,
-        "backend": "bt",
+        "backend": vm.options.backend,
         "ring": vm.backend.ring,
         "status": status,
         "end": stop.why.value,
@@ -52,12 +52,12 @@ def record(ended: Ended, kernel: str, status: int) -> dict[str, object]:
         "exits": {"architectural": dict(stats.architectural), "engine": dict(stats.engine)},
         "callouts": dict(stats.callouts),
         "injected": {str(vector): count for vector, count in sorted(stats.injected.items())},
-        "blocks": cache.blocks,
-        "instructions": cache.instructions,
+        "blocks": sum(cache.blocks for cache in caches),
+        "instructions": sum(cache.instructions for cache in caches),
         "cache_bytes": cache_bytes(vm),
-        "invalidated": cache.invalidated,
-        "revived": cache.revived,
-        "flushes": cache.flushes,
+        "invalidated": sum(cache.invalidated for cache in caches),
+        "revived": sum(cache.revived for cache in caches),
+        "flushes": sum(cache.flushes for cache in caches),
         "audit": {"checked": stats.audited, "outside": stats.outside},
         "memory_mib": vm.memory.size // MIB,
         "fills": vm.mmu.fills,
@@ -65,8 +65,8 @@ def record(ended: Ended, kernel: str, status: int) -> dict[str, object]:
 
 
 def cache_bytes(vm: Vm) -> int:
-    """Bytes of translated code in the cache now."""
-    return sum(len(translation.code) for translation in vm.backend.cache.translations)
+    """Bytes of translated code in the caches now."""
+    return sum(len(translation.code) for cache in vm.backend.caches.values() for translation in cache.translations)
 
 
 def write_record(path: str, values: Mapping[str, object]) -> None:
@@ -95,7 +95,7 @@ def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
     from rich.table import Table
 
     vm = ended.vm
-    stats, cache = vm.stats, vm.backend.cache
+    stats = vm.stats
     console = Console(stderr=True, highlight=False)
     exits = Table(box=SIMPLE_HEAD)
     for heading in ("exits", "reason"):
@@ -119,13 +119,8 @@ def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
     for name, value in (
         ("time", f"{stats.seconds:.3f} s"),
         ("CPU time", f"{stats.cpu_seconds:.3f} s"),
-        ("blocks translated", f"{cache.blocks:,}"),
-        ("instructions in them", f"{cache.instructions:,}"),
-        ("bytes in the cache", f"{cache_bytes(vm):,}"),
-        ("blocks invalidated, revived", f"{cache.invalidated:,}, {cache.revived:,}"),
-        ("cache flushes", f"{cache.flushes:,}"),
+        *_translated(vm),
         ("shadow fills", f"{vm.mmu.fills:,}"),
-        ("EIP audited, outside the cache", f"{stats.audited:,}, {stats.outside:,}"),
         ("restarts", f"{ended.restarts:,}"),
     ):
         facts.add_row(name, value)
@@ -134,6 +129,23 @@ def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
     if screen:
         console.print("VGA text screen:")
         console.print(screen, markup=False, end="")
+
+
+def _translated(vm: Vm) -> list[tuple[str, str]]:
+    """What was translated: nothing where the back-end translates nothing."""
+    caches = vm.backend.caches.values()
+    if not caches:
+        return []
+    blocks, instructions, flushes = (sum(getattr(cache, name) for cache in caches) for name in ("blocks", "instructions", "flushes"))
+    invalidated, revived = (sum(getattr(cache, name) for cache in caches) for name in ("invalidated", "revived"))
+    return [
+        ("blocks translated", f"{blocks:,}"),
+        ("instructions in them", f"{instructions:,}"),
+        ("bytes in the cache", f"{cache_bytes(vm):,}"),
+        ("blocks invalidated, revived", f"{invalidated:,}, {revived:,}"),
+        ("cache flushes", f"{flushes:,}"),
+        ("EIP audited, outside the cache", f"{vm.stats.audited:,}, {vm.stats.outside:,}"),
+    ]
 
 
 def _counts(table: Table, title: str, counts: Mapping[str, int]) -> Table:
@@ -152,7 +164,8 @@ def death_report(vm: Vm, stop: Stop) -> str:
     parts = [f"{stop.why.value}: {stop.reason}", registers(vm), "back-trace:", trace(vm)]
     if vm.stats.last:
         parts += ["last exits, latest last:", *(f"  {eip:08x} {place(vm, eip):<28} {name}" for name, eip in vm.stats.last)]
-    blocks = [translation for translation in vm.backend.cache.translations if translation.block.instructions][-_LAST_BLOCKS:]
+    made = [translation for cache in vm.backend.caches.values() for translation in cache.translations]
+    blocks = [translation for translation in made if translation.block.instructions][-_LAST_BLOCKS:]
     if blocks:
         parts.append("last blocks translated, latest last:")
         for translation in blocks:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from tools.guest import choose, open_disks
+from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.console import Console
 from vmm.devices.disk import Disk
@@ -36,7 +37,7 @@ class Request:
     modules: tuple[str, ...] = ()
     address: int | None = None
     disks: tuple[str, ...] = ()
-    options: BtOptions = BtOptions()
+    options: Options = BtOptions()
     timeout: float | None = None
     reboot: bool = True
 

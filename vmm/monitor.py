@@ -66,7 +66,8 @@ class Monitor:
                 return RESUME
             case External():
                 vector = vm.board.interrupts.acknowledge()
-                vm.lapic_page.refresh()
+                if vm.lapic_page is not None:
+                    vm.lapic_page.refresh()
                 vm.stats.injected[vector] += 1
                 vm.events.interrupt(vector, vcpu.eip, software=False)
                 return RESUME

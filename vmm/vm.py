@@ -10,36 +10,32 @@ import select
 import time
 from collections.abc import Callable, Sequence
 
-from vmm.backends.bt import BinaryTranslation, BtOptions
+from vmm.backends import Options, build
+from vmm.backends.bt import BtOptions
 from vmm.board import LOCAL_APIC, build_board
 from vmm.boot import load
-from vmm.boot.start import Start
 from vmm.clock import SECOND, Clock
 from vmm.console import Console, Recorder
-from vmm.cpu_state import GENERAL, Cpu
 from vmm.cpuid import cpuid, initial_msrs
 from vmm.devices import stop as device_stop
 from vmm.devices.disk import Disk
-from vmm.emulate import set_cr0
 from vmm.errors import InputError
 from vmm.events import Events
 from vmm.exits import End, Stop
 from vmm.lapic_page import LapicPage
 from vmm.machine import FRAME, MIB, Machine
 from vmm.memory import GuestMemory
-from vmm.mmu.descriptors import ShadowDescriptors
-from vmm.mmu.host import HostSpace
+from vmm.mmu import Descriptors, Mmu
 from vmm.mmu.linear import LinearMemory
 from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.walk import GuestPaging
 from vmm.monitor import Monitor
 from vmm.operands import Operands
 from vmm.segments import Segments
+from vmm.start import Start
 from vmm.stats import Statistics
 from vmm.ticker import LONGEST, Ticker
 from vmm.vcpu import Vcpu
-from vmm.x86.bits import Cr0, Flag
-from vmm.x86.descriptors import segment
 
 _RUNS = 24 * MIB  # host-physical memory for windows and the host's own tables
 _TABLES = 40 * MIB  # and for shadow tables
@@ -59,44 +55,43 @@ def machine_for(memory_mib: int) -> Machine:
 class Vm:
     """A VM on a machine: `Vm(machine, ...)`, `load(...)`, `run()`.
 
-    memory_mib: guest memory in MiB. options: how the back-end works. disks: in the order primary master, primary slave, ...
-    console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None.
+    memory_mib: guest memory in MiB. options: which back-end, and how it works. disks: in the order primary master, primary slave, ...
+    console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None. The parts named below are the
+    back-end's: it puts them under the VM.
     """
+
+    memory: GuestMemory
+    paging: GuestPaging
+    linear: LinearMemory
+    mmu: Mmu
+    descriptors: Descriptors
+    vcpu: Vcpu
 
     def __init__(
         self,
         machine: Machine,
         *,
         memory_mib: int = 128,
-        options: BtOptions | None = None,
+        options: Options | None = None,
         disks: Sequence[Disk] = (),
         console: Console | None = None,
         time_source: Callable[[], int] | None = None,
     ) -> None:
         if not 1 <= memory_mib <= 3072:
             raise InputError(f"-m {memory_mib}: guest memory must be 1 to 3072 MiB")
-        options = options or BtOptions()
-        self.machine = machine
+        self.machine, self.memory_size = machine, memory_mib * MIB
         self.console: Console = console or Recorder()
         self.stopped: Stop | None = None
         self.start: Start | None = None
         self.stats = Statistics()
         self.clock = Clock(time_source)
-        host = HostSpace(machine)
-        self.memory = GuestMemory(machine, memory_mib * MIB)
-        self.paging = GuestPaging(self.memory)
-        self.mmu = ShadowMmu(machine, self.memory, self.paging, host, deprivileged=options.ring == 3)
-        self.linear = LinearMemory(self.memory, self.paging)
-        (self.scratch_frame, empty, lapic_frame) = machine.allocate(3)
-        machine.clear(empty)
-        self.empty_root = empty * FRAME
-        self.backend = BinaryTranslation(self, options)
-        self.vcpu = Vcpu(machine, self.backend.words)
+        self.options: Options = options or BtOptions()
+        self.backend = build(self, self.options)
         self.vcpu.msrs = initial_msrs()
+        (self.scratch_frame,) = machine.allocate(1)
         self.segments = Segments(self.vcpu, self.linear)
         self.operands = Operands(self.vcpu, self.linear)
         self.events = Events(self.vcpu, self.linear, self.segments)
-        self.descriptors = ShadowDescriptors(machine, self.memory, self.paging, self.mmu, host, self.vcpu, options.ring)
         self.monitor = Monitor(self)
         self.board = build_board(
             self.memory,
@@ -106,8 +101,11 @@ class Vm:
             stop=self._device_stop,
             interrupts_changed=self._interrupts_changed,
         )
-        self.lapic_page = LapicPage(machine, self.memory, self.mmu, self.board.interrupts.lapic, lapic_frame)
-        self.board.bus.attach_memory(LOCAL_APIC, FRAME, self.lapic_page)
+        self.lapic_page: LapicPage | None = None
+        if isinstance(self.mmu, ShadowMmu):
+            (lapic_frame,) = machine.allocate(1)
+            self.lapic_page = LapicPage(machine, self.memory, self.mmu, self.board.interrupts.lapic, lapic_frame)
+            self.board.bus.attach_memory(LOCAL_APIC, FRAME, self.lapic_page)
 
     # -- loading ---------------------------------------------------------------------------------------------------------------
 
@@ -115,31 +113,8 @@ class Vm:
         self, path: str, *, append: str = "", modules: Sequence[str] = (), initrd: str | None = None, address: int | None = None
     ) -> None:
         """Loads a kernel and sets the virtual CPU to its entry. Raises InputError."""
-        start = load(path, self.memory, append=append, modules=modules, initrd=initrd, address=address)
-        self.start = start
-        vcpu, machine = self.vcpu, self.machine
-        machine.enter_long_mode(self.mmu.current.cr3)
-        self.descriptors.enter(user=False)
-        vcpu.cpl = 0
-        vcpu.gdt_base, vcpu.gdt_limit = start.gdt_base, start.gdt_limit
-        vcpu.idt_base, vcpu.idt_limit = 0, 0x3FF
-        vcpu.cr0 = Cr0.PE | Cr0.ET
-        set_cr0(self, Cr0.PE | Cr0.ET)
-        vcpu.cs = segment(start.cs, self._initial_descriptor(start.cs))
-        vcpu.ss = segment(start.ds, self._initial_descriptor(start.ds))
-        ring = self.backend.ring
-        for register in (Cpu.ES, Cpu.DS, Cpu.FS, Cpu.GS):
-            machine.set_segment(register, start.ds, 0, 0xFFFFFFFF, 0x00CF9300 | ring << 13)
-        values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
-        for register, value in zip(GENERAL, values, strict=True):
-            machine.state[register] = value
-        vcpu.set_flags(start.eflags & ~Flag.IF)
-        vcpu.eip = start.entry
-        self.backend.start()
-
-    def _initial_descriptor(self, selector: int) -> int:
-        assert self.start is not None
-        return int.from_bytes(self.memory.read(self.start.gdt_base + (selector & 0xFFF8), 8), "little")
+        self.start = load(path, self.memory, append=append, modules=modules, initrd=initrd, address=address)
+        self.backend.start(self.start)
 
     # -- running ---------------------------------------------------------------------------------------------------------------
 

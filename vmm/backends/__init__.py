@@ -1,1 +1,82 @@
-"""Back-ends: what runs guest code until it exits. One file or folder each, found by name."""
+"""Back-ends: what runs guest code until it exits. One file or folder each, found by name.
+
+Knows the contract between a VM and its back-end, and how one is found; knows none of them. A module `vmm.backends.NAME` has a
+function `build(vm, options)` that puts the back-end's parts under the VM and returns the back-end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from bt.cache import TranslationCache
+    from vmm.start import Start
+    from vmm.vm import Vm
+
+
+class Options(Protocol):
+    """How a back-end works: what the user may choose. Each back-end has a class of its own."""
+
+    @property
+    def backend(self) -> str:
+        """The back-end's name."""
+        ...
+
+
+class Backend(Protocol):
+    """Runs guest code until it exits.
+
+    The guest's state is exact whenever the monitor handles an exit. A back-end never touches a device and never decides what an exit
+    means; it makes progress or exits, and delivers interrupts only at instruction boundaries, by the monitor. ring: CPL of the guest's kernel.
+    """
+
+    ring: int
+
+    @property
+    def caches(self) -> Mapping[str, TranslationCache]:
+        """Translation caches by what code they hold; none where nothing is translated."""
+        ...
+
+    def start(self, start: Start) -> None:
+        """Takes over the machine: hooks, control registers, and the CPU's state at the guest's first instruction."""
+        ...
+
+    def run(self) -> None:
+        """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
+        ...
+
+    def synchronize(self) -> None:
+        """Makes the vCPU exact, as near as the place allows, for reports on a stopped VM."""
+        ...
+
+    def interrupts_changed(self, pending: bool) -> None:
+        """The interrupt controllers' output changed."""
+        ...
+
+    def control_changed(self) -> None:
+        """An emulated instruction changed the guest's CR0 or CR4."""
+        ...
+
+    def tables_changed(self) -> None:
+        """An emulated instruction brought other guest page tables into use."""
+        ...
+
+    def page_invalidated(self, gva: int) -> None:
+        """INVLPG was emulated."""
+        ...
+
+    def step(self, done: Callable[[bool], None]) -> None:
+        """Lets the one instruction at the vCPU's EIP run; then done(completed) is called, before anything else happens."""
+        ...
+
+    def memory_access(self, write: bool) -> tuple[int, bool, bool]:
+        """(bytes, reads, writes) of the memory operand of the instruction at the vCPU's EIP. write: the fault that led here was one."""
+        ...
+
+
+def build(vm: Vm, options: Options) -> Backend:
+    """Makes the back-end that `options` are for, with its parts: memory, paging, linear, mmu, descriptors and vcpu of `vm`."""
+    maker = cast("Callable[[Vm, Options], Backend]", import_module(f"vmm.backends.{options.backend}").build)
+    return maker(vm, options)

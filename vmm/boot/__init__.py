@@ -15,10 +15,10 @@ from vmm.boot import bootinfo, elf, multiboot
 from vmm.boot.image import mib, read_file, read_image
 from vmm.boot.layout import Layout
 from vmm.boot.refusal import refusal
-from vmm.boot.start import GDT, Start
 from vmm.boot.symbols import Range, Symbols
 from vmm.bus import Memory
 from vmm.errors import InputError
+from vmm.start import GDT, Start
 
 __all__ = ["Start", "Symbols", "load"]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from vmm.boot.image import mib
-from vmm.boot.start import STACK
 from vmm.bus import Memory
 from vmm.errors import InputError
+from vmm.start import STACK
 
 PAGE: Final = 0x1000
 EBDA: Final = 0x9_FC00  # conventional memory ends where the extended BIOS data area begins

@@ -1,6 +1,22 @@
 """The bt back-end: guest kernel code runs only from the translation cache, guest user code directly."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from vmm.backends.bt.engine import BinaryTranslation
 from vmm.backends.bt.options import BtOptions
+from vmm.backends.shadowed import Shadowed
 
-__all__ = ["BinaryTranslation", "BtOptions"]
+if TYPE_CHECKING:
+    from vmm.vm import Vm
+
+__all__ = ["BinaryTranslation", "BtOptions", "build"]
+
+
+def build(vm: Vm, options: BtOptions) -> BinaryTranslation:
+    """The back-end of a VM, with its parts under it."""
+    parts = Shadowed(vm.machine, vm.memory_size, options.ring)
+    backend = BinaryTranslation(vm, options, parts)
+    parts.put_under(vm, backend.words)
+    return backend

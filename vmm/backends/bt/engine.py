@@ -18,6 +18,7 @@ from vmm.backends.bt.guest_code import GuestCode
 from vmm.backends.bt.kernel_exits import KernelExits
 from vmm.backends.bt.options import BtOptions
 from vmm.backends.bt.user_exits import UserExits
+from vmm.backends.shadowed import Shadowed
 from vmm.cpu_state import Cpu
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Stop, Wait
 from vmm.faults import GuestPageFault
@@ -25,6 +26,7 @@ from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
 from vmm.x86.descriptors import Segment
 
 if TYPE_CHECKING:
+    from vmm.start import Start
     from vmm.vm import Vm
 
 _CACHE_SELECTOR = 0xFFF0
@@ -40,11 +42,12 @@ _GUEST_CR4 = Cr4.DE | Cr4.OSFXSR | Cr4.OSXMMEXCPT
 class BinaryTranslation:
     """Runs one VM by binary translation."""
 
-    def __init__(self, vm: Vm, options: BtOptions) -> None:
-        self.vm, self.machine, self.options = vm, vm.machine, options
-        self.state, self.ring, self.stats, self.mmu = vm.machine.state, options.ring, vm.stats, vm.mmu
-        self.code = GuestCode(vm, options)
+    def __init__(self, vm: Vm, options: BtOptions, parts: Shadowed) -> None:
+        self.vm, self.machine, self.options, self.parts = vm, vm.machine, options, parts
+        self.state, self.ring, self.stats, self.mmu = vm.machine.state, options.ring, vm.stats, parts.mmu
+        self.code = GuestCode(vm, options, parts)
         self.window, self.cache = self.code.window, self.code.cache
+        self.caches = {"kernel": self.cache}
         self.words = self.window.data[:4096].cast("I")
         self.in_kernel = True  # which mode the guest is in, for ring 3, where the CPU cannot tell
         self.exact = True  # whether the vCPU's EIP, CPL, CS and SS are the guest's, the engine being stopped
@@ -56,9 +59,10 @@ class BinaryTranslation:
         self._physical_control = (0, 0)
         self.kernel, self.user = KernelExits(self), UserExits(self)
 
-    def start(self) -> None:
-        """Takes over the CPU: hooks, control registers, window."""
+    def start(self, start: Start) -> None:
+        """Takes over the CPU: state, hooks, control registers, window."""
         machine = self.machine
+        self.parts.enter_start(self.vm, start)
         self.code.place()
         machine.on_interrupt = self._on_interrupt
         machine.on_invalid = self._on_invalid
@@ -249,8 +253,8 @@ class BinaryTranslation:
         """Ring 3: the lecture's set_ptp(current, kmode) at a change of mode."""
         if self.ring == 3 and self.in_kernel == user:
             self.in_kernel = not user
-            self.vm.mmu.switch(user)
-            self.vm.descriptors.enter(user)
+            self.mmu.switch(user)
+            self.parts.descriptors.enter(user)
 
     def mode(self) -> Mode:
         vcpu = self.vm.vcpu
@@ -316,7 +320,7 @@ class BinaryTranslation:
         if vector not in _SELECTOR_VECTORS or not error:
             return False
         try:
-            filled = self.vm.descriptors.fill(error, user)
+            filled = self.parts.descriptors.fill(error, user)
         except GuestPageFault as fault:
             if user:
                 self.capture_user()

@@ -16,6 +16,7 @@ from bt.discover import LONGEST, discover
 from bt.emit import Options
 from bt.window import CODE as CODE_OFFSET
 from vmm.backends.bt.options import BtOptions
+from vmm.backends.shadowed import Shadowed
 from vmm.backends.window import NoRoom, Use, Window
 from vmm.exits import End, Stop
 from vmm.faults import GuestPageFault
@@ -33,8 +34,8 @@ class GuestCode:
     write since that was last looked at.
     """
 
-    def __init__(self, vm: Vm, options: BtOptions) -> None:
-        self.vm = vm
+    def __init__(self, vm: Vm, options: BtOptions, parts: Shadowed) -> None:
+        self.vm, self.mmu, self.parts = vm, parts.mmu, parts
         self.window = Window(vm.machine, options.cache_size, user=options.ring == 3)
         self.cache = TranslationCache(
             self.window.data, self.window.code, self.window.base, Options(options.ring == 1, options.stubs_in_cache), self._protect
@@ -46,20 +47,20 @@ class GuestCode:
 
     def place(self) -> None:
         """Places and maps the window."""
-        self.vm.mmu.made_writable = self._made_writable
+        self.mmu.made_writable = self._made_writable
         self.window.place(self._use)
         self.cache.flush(self.window.base)
         self.start = self.window.base + CODE_OFFSET
-        self.vm.mmu.set_window(self.window.entries())
+        self.mmu.set_window(self.window.entries())
 
     def tables_changed(self) -> None:
         """Other guest tables are in use: translations must still be what the guest's code addresses lead to."""
-        mmu = self.vm.mmu
+        mmu = self.mmu
         if mmu.unchecked_directories:
             mmu.unchecked_directories = False
             if any(self._use(region) > self._tolerated for region in mmu.window):
                 self._move_window()
-        self.vm.descriptors.verify()
+        self.parts.descriptors.verify()
         root = mmu.current
         if root.verified != len(self.pages):
             for page in list(self.pages):
@@ -131,7 +132,7 @@ class GuestCode:
     def _protect(self, gfn: int) -> None:
         memory = self.vm.memory
         memory.state[gfn] |= CODE
-        self.vm.mmu.reverse.protect(gfn)
+        self.mmu.reverse.protect(gfn)
 
     def _made_writable(self, gfn: int, uses: int) -> None:
         """A frame is opened for writing: what was derived from it is no longer valid."""
@@ -139,7 +140,7 @@ class GuestCode:
             self.opened = True
             self.cache.invalidate(gfn)
         if uses & DESCRIPTORS:
-            self.vm.descriptors.drop(gfn)
+            self.parts.descriptors.drop(gfn)
 
     def verify(self, page: int) -> None:
         """Whether the linear page still leads to the frame that translations were made of; if not, they go to sleep."""
@@ -169,7 +170,7 @@ class GuestCode:
     def _use(self, region: int) -> Use:
         """What the guest's current tables have in a region of 2 MiB."""
         vm = self.vm
-        entry = vm.mmu.directory_entry(region)
+        entry = self.mmu.directory_entry(region)
         if not entry & Pte.P:
             return Use.FREE
         if not entry & Pte.PS:
@@ -190,4 +191,4 @@ class GuestCode:
         self._tolerated = max(self._use(region) for region in self.window.entries())
         self.cache.flush(self.window.base)
         self.start = self.window.base + CODE_OFFSET
-        vm.mmu.set_window(self.window.entries())
+        self.mmu.set_window(self.window.entries())

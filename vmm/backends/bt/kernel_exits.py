@@ -124,14 +124,13 @@ class KernelExits:
             pass  # the next translation flushes
 
     def _page_fault(self, gva: int, error: int, address: int) -> None:
-        vm, stats = self.vm, self.vm.stats
-        window = self.code.window
+        stats, window = self.vm.stats, self.code.window
         if window.holds(gva):
             if window.on_doorbell(gva):
                 self._doorbell(address)
                 return
         try:
-            outcome = vm.mmu.fault(gva, bool(error & Fault.W), False, False)
+            outcome = self.engine.mmu.fault(gva, bool(error & Fault.W), False, False)
         except GuestPageFault as fault:
             stats.architectural["exception 14"] += 1
             self.engine.recover(address)
@@ -140,7 +139,7 @@ class KernelExits:
         match outcome:
             case None:
                 stats.architectural["hidden page fault"] += 1
-                if vm.mmu.unchecked_directories:
+                if self.engine.mmu.unchecked_directories:
                     self.engine.recover(address)
                     self.code.tables_changed()
                     self.engine.resume()

@@ -12,3 +12,8 @@ class BtOptions:
     ring: int = 1
     stubs_in_cache: bool = True
     cache_size: int = 16 * MIB
+
+    @property
+    def backend(self) -> str:
+        """The back-end's name."""
+        return "bt"

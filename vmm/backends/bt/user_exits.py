@@ -78,7 +78,7 @@ class UserExits:
     def _page_fault(self, gva: int, error: int) -> None:
         vm, stats = self.vm, self.vm.stats
         try:
-            outcome = vm.mmu.fault(gva, bool(error & Fault.W), True, bool(error & Fault.I))
+            outcome = self.engine.mmu.fault(gva, bool(error & Fault.W), True, bool(error & Fault.I))
         except GuestPageFault as fault:
             stats.architectural["exception 14"] += 1
             self.engine.capture_user()
@@ -110,7 +110,7 @@ class UserExits:
             pass
         if self.port_fault is None:
             self.port_fault = bytes(self.state.cast("B")[:_SAVED_STATE]), port, size
-            self.machine.set_cr3(vm.empty_root)
+            self.machine.set_cr3(self.engine.parts.empty_root)
             self.machine.stop()
         return False
 
@@ -120,7 +120,7 @@ class UserExits:
         image, port, size = self.port_fault
         self.port_fault = None
         self.state.cast("B")[: len(image)] = image
-        self.machine.set_cr3(self.vm.mmu.current.cr3)
+        self.machine.set_cr3(self.engine.mmu.current.cr3)
         if not self.machine.running:
             self.machine.set_flags(self.machine.flags())  # the state was saved in a run, where the flags are kept in another form
         self.engine.capture_user()
