@@ -10,7 +10,7 @@ import re
 
 from bt.block import MIDWAY, RETURNING, SHADOWED, SPILLED, Site, SiteKind, Translation
 from bt.decode import Instruction, decode
-from bt.window import CODE, DOORBELL, FLAGS_CLASS, RETURNS, RETURNS_SIZE, RING_3, SLOTS, WORD_BY_NAME
+from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, SLOTS, WORD_BY_NAME
 
 _REGISTERS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _WINDOW_OPERAND = re.compile(r"(ss:\[(?:[^]]*? ([+-]) )?)(0x[0-9a-f]+)\]")
@@ -114,6 +114,8 @@ def _named(text: str, translation: Translation, base: int) -> str:
 
 def _word(offset: int, translation: Translation) -> str:
     """The name of a place in the window's data."""
+    if offset >= LOADABLE:
+        return "loadable?"
     if offset >= SLOTS:
         slots = translation.slots.get(offset)
         number = (offset - SLOTS) // 4
