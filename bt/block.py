@@ -88,7 +88,8 @@ class Translation:
     to site. slots: window offset of each outgoing slot to (guest EIP it leads to, linear address of the trap that it holds
     while that has no translation). source: what it was made of, as (gfn, offset in the frame, bytes). incoming: slots that
     hold addresses in it. keys: its keys in the cache's table. alive: False from invalidation to revival. single: for one
-    instruction only, not looked up.
+    instruction only, not looked up. counters: guest EIP of the head of each counted run of instructions to the window offset
+    of its counter; empty when nothing is counted.
     """
 
     block: Block
@@ -104,6 +105,7 @@ class Translation:
     source: list[tuple[int, int, bytes]] = field(default_factory=list)
     incoming: set[int] = field(default_factory=set)
     keys: list[int] = field(default_factory=list)
+    counters: dict[int, int] = field(default_factory=dict)
     body: int = 0
     alive: bool = True
     single: bool = False
@@ -119,7 +121,12 @@ class Translation:
         return self.guests[at], self.recovery[at], self.marks[at] == address
 
     def find(self, guest: int) -> int | None:
-        """Cache address at which the instruction at a guest EIP starts cleanly, when this translation has it."""
+        """Cache address at which the instruction at a guest EIP starts cleanly, when this translation has it.
+
+        Counted code is entered at the heads of runs only: what is entered in their midst would not be counted.
+        """
+        if self.counters and guest not in self.counters:
+            return None
         at = -1
         try:
             while True:

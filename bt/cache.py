@@ -164,6 +164,8 @@ class TranslationCache:
         for slot, (_, trap) in translation.slots.items():
             self.slot_traps[slot] = trap
             self.words[slot // 4] = trap
+        for counter in translation.counters.values():
+            self.words[counter // 4] = 0
 
     def _awaken(self, translation: Translation) -> None:
         """Enters a translation into the tables, protects its pages, and links what can be linked."""

@@ -7,15 +7,36 @@ of where a translation came from; changes nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from bt.block import MIDWAY, RETURNING, SHADOWED, SPILLED, Site, SiteKind, Translation
+from bt.block import ADJUSTED, MIDWAY, RETURNING, SHADOWED, SPILLED, Site, SiteKind, Translation
 from bt.decode import Instruction, decode
-from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, SLOTS, WORD_BY_NAME
+from bt.window import CODE, DOORBELL, FLAGS_CLASS, RETURNS, RETURNS_SIZE, RING_3, SLOTS, WORD_BY_NAME
 
-_REGISTERS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
+REGISTERS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _WINDOW_OPERAND = re.compile(r"(ss:\[(?:[^]]*? ([+-]) )?)(0x[0-9a-f]+)\]")
 _GUEST_WIDTH, _CODE_WIDTH = 74, 80
 _TRAP_SIZE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One instruction of translated code. entries: the map entries that begin at it, as (index in the map, guest EIP, recovery flags)."""
+
+    code: Instruction
+    entries: list[tuple[int, int, int]]
+
+
+def pieces(translation: Translation) -> Iterator[Piece]:
+    """The translated code, decoded, with what the map says of it; bytes that are no instruction stand for themselves."""
+    at, marks = 0, translation.marks
+    for code in _instructions(translation):
+        entries = []
+        while at < len(marks) and marks[at] <= code.address:
+            entries.append((at, translation.guests[at], translation.recovery[at]))
+            at += 1
+        yield Piece(code, entries)
 
 
 def listing(translation: Translation, base: int) -> str:
@@ -25,28 +46,25 @@ def listing(translation: Translation, base: int) -> str:
     """
     guests = {instruction.address: instruction for instruction in translation.block.instructions}
     rows: list[str] = []
-    at, shown = 0, -1
-    for code in _instructions(translation):
-        left = ""
+    shown = -1
+    for piece in pieces(translation):
+        left, code = "", piece.code
         notes: list[str] = []
-        while at < len(translation.marks) and translation.marks[at] <= code.address:
-            guest = translation.guests[at]
+        for at, guest, recovery in piece.entries:
             if at == translation.body:
                 rows.append(_row("-- stubs", ""))
             if guest != shown and at < translation.body:
                 if left:  # nothing was made of the instruction before
                     rows.append(_row(left, ""))
                 left, notes, shown = _guest(guest, guests), [], guest
-            notes.append(_recovery(translation.recovery[at]))
-            at += 1
+            notes.append(recovery_words(recovery))
         notes.append(_place(translation, code))
-        text = f"{code.address:08x}  {code.raw.hex(' '):<30} {_named(code.text, translation, base)}"
+        text = f"{code.address:08x}  {code.raw.hex(' '):<30} {named(code.text, translation, base)}"
         rows.append(_row(left, text, ", ".join(note for note in notes if note)))
     return "\n".join(rows) + "\n"
 
 
 def _instructions(translation: Translation) -> list[Instruction]:
-    """The translated code, decoded; bytes that are no instruction stand for themselves."""
     found: list[Instruction] = []
     code, start, at = translation.code, translation.start, 0
     while at < len(code):
@@ -69,9 +87,12 @@ def _guest(address: int, guests: dict[int, Instruction]) -> str:
     return f"{address:08x}  {instruction.raw.hex(' '):<22}  {instruction.text}"
 
 
-def _recovery(flags: int) -> str:
+def recovery_words(flags: int) -> str:
+    """What a map entry's recovery flags say, in a few words; nothing for a clean place."""
+    if flags & ADJUSTED:
+        return f"{REGISTERS[flags & 7]} adjusted"
     if flags & SPILLED:
-        return f"{_REGISTERS[flags & 7]} spilled"
+        return f"{REGISTERS[flags & 7]} spilled"
     return {MIDWAY: "midway", SHADOWED: "no interrupt here", RETURNING: "flags changed"}.get(flags, "")
 
 
@@ -98,7 +119,7 @@ def _trap(site: Site) -> str:
             return "unknown target"
 
 
-def _named(text: str, translation: Translation, base: int) -> str:
+def named(text: str, translation: Translation, base: int) -> str:
     """The text of an instruction with the window's words by their names."""
 
     def name(found: re.Match[str]) -> str:
@@ -107,18 +128,18 @@ def _named(text: str, translation: Translation, base: int) -> str:
         if offset >= CODE:
             return found[0]
         before = found[1][:-2] + "+ " if found[2] else found[1]
-        return f"{before}{_word(offset, translation)}]"
+        return f"{before}{word_name(offset, translation)}]"
 
     return _WINDOW_OPERAND.sub(name, text)
 
 
-def _word(offset: int, translation: Translation) -> str:
+def word_name(offset: int, translation: Translation) -> str:
     """The name of a place in the window's data."""
-    if offset >= LOADABLE:
-        return "loadable?"
     if offset >= SLOTS:
         slots = translation.slots.get(offset)
         number = (offset - SLOTS) // 4
+        if offset in translation.counters.values():
+            return f"counter {number}"
         return f"slot {number} to {slots[0]:08x}" if slots else f"slot {number}"
     if offset >= RETURNS:
         return f"returns of mode {(offset - RETURNS) // RETURNS_SIZE}"
@@ -127,8 +148,8 @@ def _word(offset: int, translation: Translation) -> str:
     if offset >= FLAGS_CLASS:
         return "flags class"
     if offset >= DOORBELL:
-        return f"doorbell {_word(offset - DOORBELL, translation)}"
+        return f"doorbell {word_name(offset - DOORBELL, translation)}"
     if offset < 0x20:
-        return f"saved {_REGISTERS[offset // 4]}"
+        return f"saved {REGISTERS[offset // 4]}"
     name, start = max(((name, start) for name, start in WORD_BY_NAME.items() if start <= offset), key=lambda item: item[1])
     return name if start == offset else f"{name}+{offset - start}"

@@ -38,7 +38,7 @@ class GuestCode:
         self.vm, self.mmu, self.parts = vm, parts.mmu, parts
         self.window = Window(vm.machine, options.cache_size, user=options.ring == 3)
         self.cache = TranslationCache(
-            self.window.data, self.window.code, self.window.base, Options(options.ring == 1, options.stubs_in_cache), self._protect
+            self.window.data, self.window.code, self.window.base, Options(options.ring == 1, options.stubs_in_cache, options.counted), self._protect
         )
         self.start = self.window.base + CODE_OFFSET  # linear address of the cache's first byte of code
         self.pages: dict[int, int] = {}

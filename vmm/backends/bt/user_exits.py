@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt.sensitive import row_of
+from bt.decode import decode
+from bt.sensitive import Treatment, classify
 from vmm.cpu_state import Cpu
 from vmm.exits import DeviceMemory, End, PageFault, PortAccess, Raised, Sensitive, SoftwareInterrupt, Stop
 from vmm.faults import GuestPageFault
@@ -60,24 +61,19 @@ class UserExits:
             self.engine.stepped()
         else:
             stats.architectural[f"exception {vector}"] += 1
-            if vector == Vector.GP and not error and vm.vcpu.iopl == 3 and self.emulate("cli", "sti"):
+            if vector == Vector.GP and not error and vm.vcpu.iopl == 3 and self._interrupt_flag():
                 return
             self.engine.exit(Raised(vector, error))
 
-    def emulate(self, *names: str) -> int:
-        """Has the instruction at EIP emulated if it is one of these, which this CPU does not do as the guest's. Returns its size; 0: another."""
-        instruction = self.engine.instruction()
-        row = row_of(instruction.opcode, instruction.modrm) if instruction is not None else None
-        if instruction is None or row is None or row.name not in names:
-            return 0
-        self.engine.exit(Sensitive(instruction, row))
-        return len(instruction.raw)
-
-    def fast_call(self) -> int:
-        """SYSENTER or SYSCALL."""
-        self.engine.capture_user()
-        self.vm.stats.architectural["system call"] += 1
-        return self.emulate("sysenter", "syscall")
+    def _interrupt_flag(self) -> bool:
+        """CLI and STI in user mode trap on this CPU, whose IOPL is 0, and are allowed by the guest's IOPL of 3: emulated. False: something else."""
+        vcpu = self.vm.vcpu
+        for instruction in decode(self.engine.code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, 1, user=True), vcpu.eip):
+            row = classify(instruction.opcode, instruction.modrm)
+            if row is not None and row.treatment in (Treatment.CLEAR_IF, Treatment.SET_IF):
+                self.engine.exit(Sensitive(instruction, row))
+                return True
+        return False
 
     def _page_fault(self, gva: int, error: int) -> None:
         vm, stats = self.vm, self.vm.stats
