@@ -83,6 +83,60 @@ def run(
     raise typer.Exit(run_kernel(request, wishes))
 
 
+@app.command(epilog="Exit status: 0 the dump was written, however the run ended; 2 bad usage or input; 70 a fault of ours; 130 Ctrl-C ended the run.")
+def dump(
+    kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="A bundled kernel's name (vmm kernels) or a file.")],
+    at: Annotated[str | None, typer.Option(metavar="ADDR|SYMBOL", help="Only the blocks with this instruction; also SYMBOL+OFFSET.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(metavar="N", help="At most so many: with --at also those that it leads to, with --hot the hottest.")
+    ] = None,
+    hot: Annotated[bool, typer.Option("--hot", help="Count how often each instruction is carried out.")] = False,
+    static: Annotated[
+        bool, typer.Option("--static/--run", help="Translate the file as it is loaded, or (the default) see what a run translates.")
+    ] = False,
+    form: Annotated[str, typer.Option("--format", metavar="text|json|html", help="docs/DUMP.md has the JSON form.")] = "text",
+    output: Annotated[str | None, typer.Option("-o", metavar="FILE", help="Write there and not to standard output.")] = None,
+    backend: Annotated[str, typer.Option(metavar="auto|bt", help="How guest code is run.")] = "auto",
+    ring: Annotated[str | None, typer.Option(metavar="1|3", help="CPL of the guest's kernel; default 1.")] = None,
+    stubs: Annotated[str | None, typer.Option(metavar="cache|trap", help="Emulate sensitive instructions in the cache, or trap each.")] = None,
+    user: Annotated[str | None, typer.Option(metavar="direct", help="How the guest's user code is run.")] = None,
+    memory: Annotated[str | None, typer.Option("-m", metavar="MIB", help="Guest memory; also 512M, 1G. Default: 128, or as bundled.")] = None,
+    append: Annotated[str | None, typer.Option(metavar="TEXT", help="The kernel's command line.")] = None,
+    initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU.")] = None,
+    module: Annotated[list[str] | None, typer.Option(metavar='"FILE ARGS"', help="A boot module; repeatable.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDR", help="Load a flat binary there and start it there.")] = None,
+    disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw disk image, up to four times.")] = None,
+    timeout: Annotated[str, typer.Option(metavar="S", help="End the run after so many seconds.")] = "10",
+    cache_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Room for translated code, such as 256K; default 16M.")] = None,
+) -> None:
+    """Show guest code beside its translation, after a run of KERNEL or without one. What the guest prints is not shown."""
+    from tools import options
+    from tools.dump.command import Wanted, dump_kernel
+    from tools.session import Request
+    from tools.technique import Technique, options_of
+
+    wanted = Wanted(
+        at=at,
+        blocks=None if blocks is None else options.count("--blocks", blocks),
+        hot=hot,
+        static=static,
+        form=options.choice("--format", form, ("text", "json"), ("html",)),
+        output=None if output is None else options.writable(output),
+    )
+    request = Request(
+        kernel=kernel,
+        memory_mib=None if memory is None else options.memory(memory),
+        append=append,
+        initrd=initrd,
+        modules=tuple(module or ()),
+        address=None if address is None else options.address(address),
+        disks=options.disks(disk or ()),
+        options=options_of(Technique(backend=backend, ring=ring, stubs=stubs, user=user, cache_size=cache_size)),
+        timeout=options.seconds(timeout),
+    )
+    raise typer.Exit(dump_kernel(request, wanted))
+
+
 @app.command()
 def kernels() -> None:
     """List the bundled guests."""

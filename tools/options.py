@@ -68,6 +68,13 @@ def address(text: str) -> int:
     return value
 
 
+def count(option: str, text: str) -> int:
+    """A number above 0."""
+    if not text.isascii() or not text.isdigit() or not 0 < len(text) <= 9 or not int(text):
+        raise InputError(f"{option} {text}: must be a number above 0")
+    return int(text)
+
+
 def logs(text: str) -> frozenset[str]:
     """The kinds of log in "int,io"."""
     kinds = frozenset(text.split(","))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, TextIO
 
+from bt.block import Translation
+from bt.census import census
 from tools.screen import plain
 from tools.session import Ended
 from vmm.backtrace import backtrace
@@ -58,6 +60,7 @@ def record(ended: Ended, kernel: str, status: int) -> dict[str, object]:
         "invalidated": sum(cache.invalidated for cache in caches),
         "revived": sum(cache.revived for cache in caches),
         "flushes": sum(cache.flushes for cache in caches),
+        "translated": census(translations(vm)).as_dict(),
         "audit": {"checked": stats.audited, "outside": stats.outside},
         "memory_mib": vm.memory.size // MIB,
         "fills": vm.mmu.fills,
@@ -66,20 +69,29 @@ def record(ended: Ended, kernel: str, status: int) -> dict[str, object]:
 
 def cache_bytes(vm: Vm) -> int:
     """Bytes of translated code in the caches now."""
-    return sum(len(translation.code) for cache in vm.backend.caches.values() for translation in cache.translations)
+    return sum(len(translation.code) for translation in translations(vm))
+
+
+def translations(vm: Vm) -> Iterator[Translation]:
+    """Everything in the caches now."""
+    return (translation for cache in vm.backend.caches.values() for translation in cache.translations)
 
 
 def write_record(path: str, values: Mapping[str, object]) -> None:
-    """Writes the record to `path`; a file is replaced whole. Raises InputError when it cannot be written."""
-    text = json.dumps(values, indent=2) + "\n"
+    """Writes the record to `path`. Raises InputError when it cannot be written."""
+    write_file(path, lambda file: file.write(json.dumps(values, indent=2) + "\n"))
+
+
+def write_file(path: str, write: Callable[[TextIO], object]) -> None:
+    """Lets `write` fill the file `path`, which is replaced whole. Raises InputError when it cannot be written."""
     try:
         if os.path.lexists(path) and not os.path.isfile(path):  # a device or a pipe
             with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
+                write(file)
             return
         beside = f"{path}.{os.getpid()}"
         with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
+            write(file)
         os.replace(beside, path)
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from None
@@ -138,10 +150,15 @@ def _translated(vm: Vm) -> list[tuple[str, str]]:
         return []
     blocks, instructions, flushes = (sum(getattr(cache, name) for cache in caches) for name in ("blocks", "instructions", "flushes"))
     invalidated, revived = (sum(getattr(cache, name) for cache in caches) for name in ("invalidated", "revived"))
+    now = census(translations(vm))
     return [
         ("blocks translated", f"{blocks:,}"),
         ("instructions in them", f"{instructions:,}"),
         ("bytes in the cache", f"{cache_bytes(vm):,}"),
+        ("blocks in it now", f"{now.blocks:,}"),
+        ("identity share of their instructions", f"{now.identity_share:.1%}"),
+        ("in-cache emulations, callouts in them", f"{now.in_cache:,}, {now.callouts:,}"),
+        ("growth: bytes for a byte of the guest's", f"{now.growth:.2f}"),
         ("blocks invalidated, revived", f"{invalidated:,}, {revived:,}"),
         ("cache flushes", f"{flushes:,}"),
         ("EIP audited, outside the cache", f"{vm.stats.audited:,}, {vm.stats.outside:,}"),

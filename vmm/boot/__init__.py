@@ -67,7 +67,8 @@ def _load_flat(path: str, image: bytes, layout: Layout, address: int) -> Start:
     if elf.is_elf(image):
         raise InputError(f"{path}: an ELF file says itself where it goes: an address is for flat binaries")
     layout.put("the flat binary", address, image, len(image))
-    return Start(entry=address, kind="flat", symbols=Symbols(path), gdt_base=_place_gdt(layout))
+    symbols = Symbols(path, ranges=[Range(address, address, len(image))])
+    return Start(entry=address, kind="flat", symbols=symbols, gdt_base=_place_gdt(layout))
 
 
 def _load_elf(path: str, image: bytes, layout: Layout) -> Start:
@@ -92,7 +93,10 @@ def _load_multiboot(path: str, image: bytes, layout: Layout, header: multiboot.H
     sections = bootinfo.place_symbols(layout, parsed, image) if parsed else None
     gdt_base = _place_gdt(layout)
     info = bootinfo.place(layout, _c_string("--append", f"{path} {append}"), modules, sections, header.video)
-    symbols = _symbols(path, parsed, image) if parsed else Symbols(path)
+    if parsed:
+        symbols = _symbols(path, parsed, image)
+    else:
+        symbols = Symbols(path, ranges=[Range(header.flat.gpa, header.flat.gpa, header.flat.total)] if header.flat else ())
     return Start(entry=entry, kind="multiboot", symbols=symbols, gdt_base=gdt_base, eax=multiboot.LOADER_MAGIC, ebx=info)
 
 

@@ -14,6 +14,7 @@ from vmm.errors import InputError
 
 _SYMBOL: Final = struct.Struct("<IIIBBH")
 _NOTYPE, _OBJECT, _FUNC = 0, 1, 2
+_FUNCTION: Final = 4  # rank of the names of functions, and more for global ones
 _UNDEFINED: Final = 0
 _RESERVED_SECTIONS: Final = 0xFF00  # SHN_ABS and SHN_COMMON lie from here: constants, not places
 
@@ -68,6 +69,28 @@ class Symbols:
         near = get_close_matches(name, self._addresses, n=3)
         raise InputError(f"{name}: no such symbol in {self._source}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
 
+    def functions(self) -> list[int]:
+        """The addresses of all functions, in order; labels in assembly are none."""
+        return sorted({address for address, rank, _, _ in self._parsed() if rank >= _FUNCTION})
+
+    def loaded(self, address: int) -> int | None:
+        """The guest-physical address at which what belongs at `address`, linked or guest-physical, was loaded; None outside the image."""
+        linked = self._linked(address)
+        return next((linked - vaddr + paddr for vaddr, paddr, size in self._ranges if 0 <= linked - vaddr < size), None)
+
+    def extent(self) -> str:
+        """In words, where the image is linked and loaded."""
+        parts = [f"{vaddr:#x} to {vaddr + size:#x}" + (f" (loaded at {paddr:#x})" if paddr != vaddr else "") for vaddr, paddr, size in self._ranges]
+        return ", ".join(parts) or "nowhere known"
+
+    def nearest(self, address: int) -> str:
+        """The named place that lies nearest to `address`; nothing when there is none."""
+        places = self._parsed()
+        if not places:
+            return ""
+        start, _, _, name = min(places, key=lambda place: abs(place[0] - address))
+        return f"{name} at {start:#x}"
+
     def __len__(self) -> int:
         """How many names there are."""
         self._parsed()
@@ -105,7 +128,7 @@ class Symbols:
             if bound or name not in self._addresses:  # a global symbol goes before a local one of the same name
                 self._addresses[name] = value
             if section < _RESERVED_SECTIONS:
-                rank = {_FUNC: 4, _NOTYPE: 2, _OBJECT: 0}[kind] + (1 if bound else 0)
+                rank = {_FUNC: _FUNCTION, _NOTYPE: 2, _OBJECT: 0}[kind] + (1 if bound else 0)
                 places.append((value, rank, size, name))
         places.sort()
         return places

@@ -77,8 +77,6 @@ class ShadowMmu:
             self.quads[(top << 9) + 1] = self.host.top_entry
             for n, hfn in enumerate(directories):
                 self.quads[(pointers << 9) + n] = hfn << 12 | TABLE_ENTRY
-            # An access over the end of the 4 GiB goes on behind them on a long-mode CPU: there a 32-bit guest finds its first pages again.
-            self.quads[(pointers << 9) + 4] = directories[0] << 12 | TABLE_ENTRY
             if not user:
                 for region, entry in self.window.items():
                     self.quads[root.directories[region >> 9] + (region & 511)] = entry
