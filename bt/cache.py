@@ -128,13 +128,15 @@ class TranslationCache:
             self.singles[key] = known
         return known.start
 
-    def revive(self, eip: int, mode: Mode, same: Callable[[Source], bool]) -> int | None:
-        """Brings back an invalidated translation of `eip` whose source is still the same; returns its linear address."""
+    def revive(self, eip: int, mode: Mode, same: Callable[[Source], Source | None]) -> int | None:
+        """Brings back an invalidated translation of `eip`; returns its linear address. same(source): where the same code stands now, or None."""
         key = mode.index << 32 | eip
         sleeping = self.asleep.get(key)
         for translation in sleeping or ():
-            if same(translation.source):
+            source = same(translation.source)
+            if source is not None:
                 assert sleeping is not None
+                translation.source = source
                 sleeping.remove(translation)
                 self.revived += 1
                 translation.alive = True

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bt.block import ADJUSTED, CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
 from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, has_memory_operand, memory_operand, operand_registers
-from bt.sensitive import Row, Treatment
+from bt.sensitive import Class, Row, Treatment
 from bt.window import CODE, DOORBELL, FLAGS_CLASS, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
 
 TRAP_VECTOR = 0xF0
@@ -42,12 +42,13 @@ class Options:
 
     native_iret: whether iret to user mode may be left to the CPU. stubs_in_cache: emulate in the cache where it can be
     done; otherwise every sensitive instruction traps. counted: each run of instructions counts how often it is entered, for
-    about 30 bytes of code.
+    about 30 bytes of code. user: the code is a user's: what is privileged traps, and popf leaves IF alone.
     """
 
     native_iret: bool = True
     stubs_in_cache: bool = True
     counted: bool = False
+    user: bool = False
 
 
 class Emitter:
@@ -242,7 +243,7 @@ class Emitter:
         """Emits an instruction that the table names."""
         self.inhibited = row.name in _INHIBITING
         treatment = row.treatment
-        if treatment is Treatment.CALLOUT or self.must_trap(instruction, treatment):
+        if treatment is Treatment.CALLOUT or self.must_trap(instruction, treatment) or self.options.user and row.klass is Class.PRIVILEGED:
             return self.callout(instruction, row)
         return _ROUTINES[treatment](self, instruction, row)
 
@@ -317,16 +318,17 @@ class Emitter:
         return instruction.next
 
     def pop_flags(self, instruction: Instruction, row: Row) -> int:
-        """IF from the stack goes into the virtual one; the CPU's popf takes the rest and ignores IF and IOPL by itself."""
+        """IF from the stack goes into the virtual one, in kernel mode; the CPU's popf takes the rest and ignores IF and IOPL by itself."""
         address = instruction.address
         self.put(self.save(_ECX))
         self.mark(address, SPILLED | _ECX)
         self.put(b"\x8b\x0c\x24", b"\x0f\xb7\x4c\x24\x01")  # mov ecx,[esp]: all of it can be read; movzx ecx,word [esp+1]
         self.put(b"\x36\x0f\xb6\x89" + self.word(FLAGS_CLASS))  # movzx ecx,byte ss:[classes+ecx]
         slow = self.jump_if_zero()
-        self.put(b"\x8d\x49\xfe\xe3\x0a")  # lea ecx,[ecx-2]; jecxz set
-        self.put(self.set_byte(_IF_BYTE, 0), b"\xeb\x08")  # jmp behind
-        self.put(self.set_byte(DOORBELL + _IF_BYTE, 2))
+        if not self.options.user:
+            self.put(b"\x8d\x49\xfe\xe3\x0a")  # lea ecx,[ecx-2]; jecxz set
+            self.put(self.set_byte(_IF_BYTE, 0), b"\xeb\x08")  # jmp behind
+            self.put(self.set_byte(DOORBELL + _IF_BYTE, 2))
         self.mark(address, MIDWAY)
         self.put(self.restore(_ECX), b"\x9d")
         self.slow_paths.append((slow, instruction, row, self.here))
@@ -334,7 +336,7 @@ class Emitter:
 
     def return_from_interrupt(self, instruction: Instruction, row: Row) -> int | None:
         """To user mode with IF set and nothing unusual the CPU's own iret does it; everything else is the VMM's."""
-        if not self.options.native_iret:
+        if not self.options.native_iret or self.options.user:
             return self.callout(instruction, row)  # control comes back here only when it returns to the instruction behind
         address = instruction.address
         self.put(self.save(_ECX))

@@ -37,7 +37,7 @@ def run(
     stubs: Annotated[
         str | None, typer.Option(metavar="cache|trap", help="Emulate sensitive instructions in the cache (the default), or trap each.")
     ] = None,
-    user: Annotated[str | None, typer.Option(metavar="direct", help="How the guest's user code is run.")] = None,
+    user: Annotated[str | None, typer.Option(metavar="direct|translate", help="How the guest's user code is run.")] = None,
     memory: Annotated[str | None, typer.Option("-m", metavar="MIB", help="Guest memory; also 512M, 1G. Default: 128, or as bundled.")] = None,
     append: Annotated[str | None, typer.Option(metavar="TEXT", help="The kernel's command line.")] = None,
     initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU.")] = None,

@@ -44,6 +44,7 @@ def record(ended: Ended, kernel: str, status: int) -> dict[str, object]:
         "kernel": kernel,
         "backend": vm.options.backend,
         "ring": vm.backend.ring,
+        "user": "translate" if getattr(vm.options, "translate_user", False) else "direct",
         "status": status,
         "end": stop.why.value,
         "reason": stop.reason,

@@ -38,10 +38,10 @@ def _bt(technique: Technique) -> Options:
 
     _only(technique, "mmu", "ring", "stubs", "user", "cache_size")
     options.choice("--mmu", technique.mmu or "shadow", ("shadow",), ("nested", "direct"))
-    options.choice("--user", technique.user or "direct", ("direct",), ("translate",))
     return BtOptions(
         ring=int(options.choice("--ring", technique.ring or "1", ("1", "3"))),
         stubs_in_cache=options.choice("--stubs", technique.stubs or "cache", ("cache", "trap")) == "cache",
+        translate_user=options.choice("--user", technique.user or "direct", ("direct", "translate")) == "translate",
         cache_size=options.cache_size(technique.cache_size or "16M"),
     )
 

@@ -50,7 +50,7 @@ class Vcpu:
         self.cpl = 0
         self.efer = 0
         self._cs = self._ss = self._ldt = self._tr = NULL
-        self.trap_flag = False  # TF in virtual kernel mode; in user mode the physical one is used
+        self.trap_flag = False  # TF
         self.inhibited = False  # no interrupt before the next instruction is done: behind sti and loads of SS
         self.halted = False
         self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
@@ -110,20 +110,13 @@ class Vcpu:
     def flags(self) -> int:
         """EFLAGS as the guest sees it."""
         flags: int = self.machine.flags() & ~(_VIRTUAL_FLAGS | Flag.TF) | self.virtual_flags
-        if self.cpl == 3:
-            flags |= self.state[Cpu.EFLAGS] & Flag.TF
-            return flags
         return flags | Flag.TF if self.trap_flag else flags
 
     def set_flags(self, value: int) -> None:
-        """Writes EFLAGS whole; CPL must be the new one already, for TF's sake."""
+        """Writes EFLAGS whole. TF is a back-end's business: it may be physical where guest code runs directly."""
         self.virtual_flags = value & _VIRTUAL_FLAGS
+        self.trap_flag = bool(value & Flag.TF)
         physical = value & ~(_VIRTUAL_FLAGS | Flag.TF | Flag.VM | Flag.RF) | Flag.IF
-        if self.cpl == 3:
-            physical |= value & Flag.TF
-            self.trap_flag = False
-        else:
-            self.trap_flag = bool(value & Flag.TF)
         self.machine.set_flags(physical & 0x3F7FD7 | 2)
 
     def register(self, number: int) -> int:

@@ -37,7 +37,7 @@ from vmm.stats import Statistics
 from vmm.ticker import LONGEST, Ticker
 from vmm.vcpu import Vcpu
 
-_RUNS = 24 * MIB  # host-physical memory for windows and the host's own tables
+_RUNS = 44 * MIB  # host-physical memory for two windows and the host's own tables
 _TABLES = 40 * MIB  # and for shadow tables
 
 _STOPS = {

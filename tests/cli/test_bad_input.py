@@ -60,7 +60,7 @@ CASES = [
     ("run hello --backend hw", "--backend hw: ", "not available yet"),
     ("run hello --backend vmx", "--backend vmx: ", "must be auto or bt"),
     ("run hello --mmu nested", "--mmu nested: ", "not available yet"),
-    ("run hello --user translate", "--user translate: ", "not available yet"),
+    ("run hello --user some", "--user some: ", "must be direct or translate"),
     ("run hello --stubs some", "--stubs some: ", "must be cache or trap"),
     ("run hello -m 0", "-m 0: ", "1 to 3072"),
     ("run hello -m 4G", "-m 4G: ", "1 to 3072"),

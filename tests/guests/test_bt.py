@@ -28,6 +28,10 @@ OPTIONS = {
     "ring3": BtOptions(ring=3),
     "ring1-trap": BtOptions(stubs_in_cache=False),
     "ring3-trap": BtOptions(ring=3, stubs_in_cache=False),
+    "ring1-translate": BtOptions(translate_user=True),
+    "ring3-translate": BtOptions(ring=3, translate_user=True),
+    "ring1-trap-translate": BtOptions(stubs_in_cache=False, translate_user=True),
+    "ring3-trap-translate": BtOptions(ring=3, stubs_in_cache=False, translate_user=True),
 }
 
 
@@ -71,7 +75,7 @@ def run(guest: Guest, options: BtOptions, image: Path | None) -> tuple[int, str,
 @pytest.mark.parametrize("how", OPTIONS)
 @pytest.mark.parametrize("name", GUESTS)
 def test_passes_under_bt(name: str, how: str, tmp_path: Path) -> None:
-    """Status and console lines are those of guests.toml in every run of the guest; no kernel instruction ran outside the cache."""
+    """Status and console lines are those of guests.toml in every run of the guest; nothing that is to be translated ran outside a cache."""
     guest = GUESTS[name]
     disk = empty_disk(guest, tmp_path)
     for expected in guest.runs():
@@ -81,14 +85,17 @@ def test_passes_under_bt(name: str, how: str, tmp_path: Path) -> None:
         assert vm.stats.outside == 0
 
 
+@pytest.mark.parametrize("translate_user", (False, True))
 @pytest.mark.parametrize("ring", (1, 3))
 @pytest.mark.parametrize("name", ("rings", "faults", "faults-pae", "smc"))
-def test_a_cache_that_overflows(name: str, ring: int) -> None:
-    """4 KiB for translated code: the cache is thrown away again and again, and nothing of the guest's work changes."""
+def test_a_cache_that_overflows(name: str, ring: int, translate_user: bool) -> None:
+    """4 KiB for translated code: each cache is thrown away again and again, and nothing of the guest's work changes."""
     guest = GUESTS[name]
-    status, printed, vm = run(guest, BtOptions(ring=ring, cache_size=4 << 10), None)
+    status, printed, vm = run(guest, BtOptions(ring=ring, translate_user=translate_user, cache_size=4 << 10), None)
     assert (status, missing_line(printed, guest.console)) == (guest.status, None), printed
-    assert vm.backend.cache.flushes > 2, "the cache never overflowed"
+    assert vm.backend.caches["kernel"].flushes > 2, "the cache never overflowed"
+    if translate_user and name == "smc":  # the others have less user code
+        assert vm.backend.caches["user"].flushes > 2, "the users' cache never overflowed"
     assert vm.stats.outside == 0
 
 

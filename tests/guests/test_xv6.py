@@ -32,7 +32,13 @@ SHELL = (
 USER_TESTS = (Step("init: starting sh" + PROMPT, "usertests\n"), Step("usertests starting\n"), Step("ALL TESTS PASSED\n"))
 BESIDE_LIMIT = 80 * MIB
 GROWTH_LIMIT = 2 * MIB  # the allocator's own unrest
-OPTIONS = {"ring1": BtOptions(), "ring3": BtOptions(ring=3), "ring1-trap": BtOptions(stubs_in_cache=False)}
+OPTIONS = {
+    "ring1": BtOptions(),
+    "ring3": BtOptions(ring=3),
+    "ring1-trap": BtOptions(stubs_in_cache=False),
+    "ring1-translate": BtOptions(translate_user=True),
+    "ring3-translate": BtOptions(ring=3, translate_user=True),
+}
 
 
 @contextmanager

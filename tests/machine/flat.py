@@ -25,11 +25,13 @@ def image(parts: Mapping[int, str | bytes]) -> dict[int, bytes]:
     return {at: part if isinstance(part, bytes) else assemble(part, at) for at, part in parts.items()}
 
 
-def flat_vm(parts: Mapping[int, str | bytes], *, ring: int = 1, stubs_in_cache: bool = True, memory_mib: int = MEMORY_MIB) -> whole.Vm:
+def flat_vm(
+    parts: Mapping[int, str | bytes], *, ring: int = 1, stubs_in_cache: bool = True, translate_user: bool = False, memory_mib: int = MEMORY_MIB
+) -> whole.Vm:
     """A VM about to run the part at ENTRY, the others in its memory: paging off, flat segments, IF=0, no IDT."""
     made = image(parts)
     machine = whole.machine_for(memory_mib)
-    vm = whole.Vm(machine, memory_mib=memory_mib, options=BtOptions(ring=ring, stubs_in_cache=stubs_in_cache))
+    vm = whole.Vm(machine, memory_mib=memory_mib, options=BtOptions(ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user))
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(made[ENTRY])
         file.flush()

@@ -18,6 +18,7 @@ from vmm.vm import Vm, machine_for
 from vmm.x86.bits import Pte
 
 RINGS = pytest.mark.parametrize("ring", (1, 3))
+MODES = pytest.mark.parametrize("translate_user", (False, True), ids=("direct", "translate"))
 FRAME_BITS = 0x000FFFFFFFFFF000
 _LOG_FAULT = f"push eax; push edi; mov edi,[{LOG}]; mov eax,[esp+8]; mov [edi],eax; mov eax,[esp+12]; mov [edi+4],eax; mov eax,cr2; mov [edi+8],eax"
 _NEXT = f"add edi,12; mov [{LOG}],edi; pop edi; pop eax"
@@ -63,13 +64,15 @@ def test_1_faults_one_after_the_other(ring: int) -> None:
     assert got[4] - got[1] == 2
 
 
+@MODES
 @RINGS
-def test_2_int_then_fault(ring: int) -> None:
+def test_2_int_then_fault(ring: int, translate_user: bool) -> None:
     """INT n out of user mode, then a fault there: each return address is its own instruction's."""
     note = f"push eax; push edi; mov edi,[{LOG}]; mov eax,[esp+{{}}]; mov [edi],eax; add edi,4; mov [{LOG}],edi; pop edi; pop eax"
     handlers = {0x80: note.format(8) + "; .byte 0xcf", 0: note.format(8) + "; add dword ptr [esp],2; .byte 0xcf", 13: FINISH}
     start = f"mov dword ptr [{LOG}],{LOG + 4}; {TO_USER}"
-    vm = flat_vm(small_kernel(start, user="xor ecx,ecx; int 0x80; div ecx; int 0x80; div ecx; hlt", handlers=handlers), ring=ring)
+    guest = small_kernel(start, user="xor ecx,ecx; int 0x80; div ecx; int 0x80; div ecx; hlt", handlers=handlers)
+    vm = flat_vm(guest, ring=ring, translate_user=translate_user)
     assert finish(vm) == 0
     first = words(vm, LOG + 4, 1)[0]
     assert words(vm, LOG, 5) == [LOG + 20, first, first, first + 4, first + 4]
@@ -83,23 +86,25 @@ _REWRITE = """
 """
 
 
+@MODES
 @RINGS
 @pytest.mark.parametrize(("code", "alias"), ((USER + 0x4000, ALIAS + 0x4000), (USER + 0x4000, USER + 0x4000), (ALIAS + 0x4000, USER + 0x4000)))
-def test_6_and_14_rewritten_user_code_runs_anew(code: int, alias: int, ring: int) -> None:
+def test_6_and_14_rewritten_user_code_runs_anew(code: int, alias: int, ring: int, translate_user: bool) -> None:
     """User code that the user writes through this or another mapping 2,000 times is the new code each time it runs."""
     user = _REWRITE.format(code=code, alias=alias, times=2000)
-    vm = flat_vm(small_kernel(TO_USER, user=user, handlers={0x80: "out 0xf4,al"}), ring=ring)
+    vm = flat_vm(small_kernel(TO_USER, user=user, handlers={0x80: "out 0xf4,al"}), ring=ring, translate_user=translate_user)
     assert finish(vm) == 0
     assert_w_xor_x(vm)
 
 
+@MODES
 @RINGS
-def test_6_user_code_rewritten_by_the_kernel_runs_anew(ring: int) -> None:
+def test_6_user_code_rewritten_by_the_kernel_runs_anew(ring: int, translate_user: bool) -> None:
     """The kernel writes 2,000 times through its own mapping what the user then runs."""
     page = USER_PAGES + 0x4000
     kernel = f"push edi; mov edi,{page}; mov [edi+1],esi; pop edi; .byte 0xcf"
     user = _REWRITE.format(code=USER + 0x4000, alias=USER + 0x5000, times=2000).replace("call ebx", "int 0x81; call ebx")
-    vm = flat_vm(small_kernel(TO_USER, user=user, handlers={0x80: "out 0xf4,al", 0x81: kernel}), ring=ring)
+    vm = flat_vm(small_kernel(TO_USER, user=user, handlers={0x80: "out 0xf4,al", 0x81: kernel}), ring=ring, translate_user=translate_user)
     assert finish(vm) == 0
     assert_w_xor_x(vm)
 
@@ -114,12 +119,13 @@ def test_6_rewritten_kernel_code_runs_anew(alias: int, ring: int) -> None:
     assert_w_xor_x(vm)
 
 
+@MODES
 @RINGS
-def test_5_no_page_is_writable_and_executable(ring: int) -> None:
+def test_5_no_page_is_writable_and_executable(ring: int, translate_user: bool) -> None:
     """After user code, kernel code and data on the same pages, W and X exclude each other over all mappings, the window's included."""
     kernel = f"mov byte ptr [{USER_PAGES + 0x5000}],0xc3; mov eax,{USER_PAGES + 0x5000}; call eax; {TO_USER}"
     user = f"mov byte ptr [{ALIAS + 0x4000}],0xc3; mov eax,{USER + 0x4000}; call eax; mov [{USER + 0x4008}],eax; call eax; int 0x80"
-    vm = flat_vm(small_kernel(kernel, user=user, handlers={0x80: FINISH}), ring=ring)
+    vm = flat_vm(small_kernel(kernel, user=user, handlers={0x80: FINISH}), ring=ring, translate_user=translate_user)
     finish(vm)
     assert_w_xor_x(vm)
 
@@ -168,13 +174,14 @@ def test_11_ltr_never_reaches_the_cpu() -> None:
     assert vm.machine.state[Cpu.TR + Cpu.ATTRIBUTES] & 0xF00 != 0xB00
 
 
+@MODES
 @RINGS
 @pytest.mark.parametrize(
     ("access", "left"),
     [(access, 0x55555555) for access in ("in al,0x71", "in eax,0x71", "out 0xf4,al", "out dx,eax", "in ax,dx", ".byte 0x6e", ".byte 0xf3,0x6f")]
     + [(".byte 0x6c", 0x55555500), (".byte 0xf3,0x6d", 0)],
 )
-def test_12_user_port_access_is_a_general_protection_fault(access: str, left: int, ring: int) -> None:
+def test_12_user_port_access_is_a_general_protection_fault(access: str, left: int, ring: int, translate_user: bool) -> None:
     """#GP(0) at the instruction, no register changed, and no device asked. Memory: but for INS's first element, which this CPU zeroes first."""
     handler = f"""
         mov [{LOG}],eax; mov [{LOG + 4}],ecx; mov [{LOG + 8}],edi; mov [{LOG + 12}],esi; mov eax,[esp]; mov [{LOG + 16}],eax
@@ -184,7 +191,7 @@ def test_12_user_port_access_is_a_general_protection_fault(access: str, left: in
         mov eax,0x12345678; mov edx,0x71; mov ecx,3; mov edi,{USER + 0x5000}; mov esi,{USER + 0x5100}; mov dword ptr [edi],0x55555555
         {access}; mov eax,1; mov dword ptr [edi],0x66666666; l: jmp l
     """
-    vm = flat_vm(small_kernel(TO_USER, user=user, handlers={13: handler}), ring=ring)
+    vm = flat_vm(small_kernel(TO_USER, user=user, handlers={13: handler}), ring=ring, translate_user=translate_user)
     asked: list[int] = []
     bus_port = vm.board.bus.port
 
@@ -267,8 +274,9 @@ def test_3_a_guest_is_pre_empted_without_precise_kicks_too() -> None:
     assert finish(vm, 60) == 0
 
 
+@MODES
 @RINGS
-def test_12_an_interrupt_while_a_port_access_is_aborted(ring: int) -> None:
+def test_12_an_interrupt_while_a_port_access_is_aborted(ring: int, translate_user: bool) -> None:
     """The timer's line rises inside each of 500 aborted accesses: each still is one #GP, with the flags before it, and each interrupt arrives."""
     pic = "mov al,0x11; out 0x20,al; mov al,0x90; out 0x21,al; mov al,4; out 0x21,al; mov al,1; out 0x21,al; mov al,0xfe; out 0x21,al"
     user = "mov ecx,500; l: xor eax,eax; cmp eax,1; in al,0x71; jnc w; jns w; dec ecx; jnz l; int 0x80; w: ud2"
@@ -279,8 +287,8 @@ def test_12_an_interrupt_while_a_port_access_is_aborted(ring: int) -> None:
         0x90: f"push eax; inc dword ptr [{LOG + 4}]; mov al,0x20; out 0x20,al; pop eax; .byte 0xcf",
         0x97: ".byte 0xcf",
     }
-    vm = flat_vm(small_kernel(f"{pic}; {TO_USER}", user=user, handlers=handlers), ring=ring)
-    allowed, line = vm.backend.user.port_allowed, vm.board.interrupts.line(0)
+    vm = flat_vm(small_kernel(f"{pic}; {TO_USER}", user=user, handlers=handlers), ring=ring, translate_user=translate_user)
+    allowed, line = vm.backend.direct.port_allowed, vm.board.interrupts.line(0)
 
     def port_allowed(port: int, size: int) -> bool:
         answer = allowed(port, size)
@@ -288,7 +296,7 @@ def test_12_an_interrupt_while_a_port_access_is_aborted(ring: int) -> None:
         line(True)
         return answer
 
-    vm.backend.user.port_allowed = port_allowed  # type: ignore[method-assign]
+    vm.backend.direct.port_allowed = port_allowed  # type: ignore[method-assign]
     assert finish(vm, 30) == 0
     faults, interrupts, left = words(vm, LOG, 3)
     assert (faults, left) == (500, 0)

@@ -17,7 +17,7 @@ from vmm.x86.bits import Pte
 REGION = 0x200000
 _DATA = 0x63 | NX  # P W A D
 _CODE = 0x61  # P A D: executable, read-only
-_FIRST_CHOICE = 0xE8000000
+_FIRST_CHOICE, _FIRST_CHOICE_OF_USERS = 0xE8000000, 0xE4000000
 
 
 class Use(IntEnum):
@@ -33,9 +33,12 @@ class NoRoom(Exception):
 
 
 class Window:
-    """A window of CODE bytes of data and `code_size` bytes (whole frames) of code, at linear `base`. user: reachable at CPL 3."""
+    """A window of CODE bytes of data and `code_size` bytes (whole frames) of code, at linear `base`.
 
-    def __init__(self, machine: Machine, code_size: int, *, user: bool) -> None:
+    user: reachable at CPL 3. guarded: only the first page of the data can be written by what runs there: the words that stubs write.
+    """
+
+    def __init__(self, machine: Machine, code_size: int, *, user: bool, guarded: bool = False) -> None:
         self.machine = machine
         self.rights = Pte.U if user else 0
         self.regions = -(-(CODE + code_size) // REGION)
@@ -47,12 +50,15 @@ class Window:
         self.code = machine.memory[start + CODE : start + CODE + code_size]
         quads = machine.quads
         for page in range(frames):
-            entry = (first + page) << 12 | (_DATA if page < CODE // FRAME else _CODE) | self.rights
-            quads[self.tables * 512 + page] = entry
+            kind = _CODE if page >= CODE // FRAME else _DATA & ~Pte.W if guarded and page else _DATA
+            quads[self.tables * 512 + page] = (first + page) << 12 | kind | self.rights
         self._bell = self.tables * 512 + DOORBELL // FRAME
         self.armed = True
-        self.base = _FIRST_CHOICE
-        self.ring(False)
+        self.base = _FIRST_CHOICE_OF_USERS if guarded else _FIRST_CHOICE
+        if guarded:
+            quads[self._bell] = 0  # users set no IF
+        else:
+            self.ring(False)
 
     def ring(self, armed: bool) -> None:
         """Arms the doorbell: stores through it trap. Or disarms it. Nothing happens when it is so already."""

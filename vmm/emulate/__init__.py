@@ -33,6 +33,8 @@ ROUTINES: dict[str, Routine] = {
     "mov dr,r": control.write_debug,
     "clts": control.clts,
     "lmsw": control.lmsw,
+    "invd": control.write_back,
+    "wbinvd": control.write_back,
     "smsw": control.smsw,
     "invlpg": control.invlpg,
     "rdmsr": msrs.rdmsr,

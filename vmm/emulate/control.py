@@ -115,6 +115,12 @@ def invlpg(vm: Vm, instruction: Instruction) -> Result:
     return None
 
 
+def write_back(vm: Vm, instruction: Instruction) -> Result:
+    """INVD, WBINVD: there is no cache to be seen."""
+    privileged(vm)
+    return None
+
+
 def read_debug(vm: Vm, instruction: Instruction) -> Result:
     """DR4 and DR5 mean DR6 and DR7 unless CR4.DE is set."""
     privileged(vm)

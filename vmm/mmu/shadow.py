@@ -47,7 +47,7 @@ class ShadowMmu:
         self.out_of_sync: dict[int, bytes] = {}  # guest leaf table -> what it held when it was last in sync
         self.copies: dict[int, bytes] = {}  # guest directory being stepped over -> what it held
         self.reverse = ReverseMap(machine, memory, host)
-        self.window: dict[int, int] = {}  # region -> upper entry, in every root that is not a user's
+        self.windows: tuple[dict[int, int], dict[int, int]] = {}, {}  # kernel code's window, user code's: region -> upper entry
         self.made_writable: Callable[[int, int], None] = lambda gfn, uses: None
         self.unchecked_directories = False  # set when a directory that the window check has not seen came into use
         self.fills = self.entries = 0
@@ -77,9 +77,10 @@ class ShadowMmu:
             self.quads[(top << 9) + 1] = self.host.top_entry
             for n, hfn in enumerate(directories):
                 self.quads[(pointers << 9) + n] = hfn << 12 | TABLE_ENTRY
-            if not user:
-                for region, entry in self.window.items():
-                    self.quads[root.directories[region >> 9] + (region & 511)] = entry
+            for window, of_user in zip(self.windows, (False, True), strict=True):
+                if self._has_window(root, of_user):
+                    for region, entry in window.items():
+                        self.quads[root.directories[region >> 9] + (region & 511)] = entry
             if not user:
                 self.unchecked_directories = True
             if self.paging.enabled:
@@ -120,16 +121,22 @@ class ShadowMmu:
         self.out_of_sync.clear()
         self.reverse.clear()
 
-    def set_window(self, entries: dict[int, int]) -> None:
-        """Maps the window: region to upper entry, in all roots that are not a user's; the former window is unmapped."""
+    def _has_window(self, root: Root, user: bool) -> bool:
+        """Whether user code, or kernel code, runs under a root."""
+        return not self.deprivileged or root.user == user
+
+    def set_window(self, entries: dict[int, int], user: bool) -> None:
+        """Maps the window of user or kernel code, by region and upper entry, where such code runs; the former one is unmapped."""
+        window = self.windows[user]
         for root in self.roots.values():
-            if not root.user:
-                for region in self.window:
+            if self._has_window(root, user):
+                for region in window:
                     self.quads[root.directories[region >> 9] + (region & 511)] = 0
                 for region, entry in entries.items():
                     self._unlink_region(root, region)
                     self.quads[root.directories[region >> 9] + (region & 511)] = entry
-        self.window = entries
+        window.clear()
+        window.update(entries)
         self.machine.flush_tlb()
 
     def _frames(self, count: int) -> list[int]:
@@ -162,7 +169,7 @@ class ShadowMmu:
 
     def _drop_leaf(self, leaf: Leaf) -> None:
         for root, region in leaf.links:
-            root.verified = -1
+            root.verified.clear()
             del root.leaves[region]
             self.quads[root.directories[region >> 9] + (region & 511)] = 0
         leaf.links.clear()
@@ -174,7 +181,7 @@ class ShadowMmu:
 
     def _unlink_region(self, root: Root, region: int) -> None:
         leaf = root.leaves.pop(region, None)
-        root.verified = -1
+        root.verified.clear()
         if leaf is not None:
             leaf.links.discard((root, region))
             self.quads[root.directories[region >> 9] + (region & 511)] = 0
@@ -270,7 +277,7 @@ class ShadowMmu:
                 if index >> 9 == leaf.half:
                     self.quads[leaf.at + (index & 511)] = 0
             for root, _ in leaf.links:
-                root.verified = -1
+                root.verified.clear()
 
     def invalidate(self, gva: int) -> None:
         """INVLPG."""

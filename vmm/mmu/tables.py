@@ -21,7 +21,10 @@ class StepOver:
 
 @dataclass(slots=True, eq=False)
 class Root:
-    """A top-level table. directories: quads index of each of the four page directories. leaves: region (gva >> 21) to Leaf."""
+    """A top-level table. directories: quads index of each of the four page directories. leaves: region (gva >> 21) to Leaf.
+
+    verified: for each who derives something from what addresses lead to, the version of it that was found to hold; empty after a change.
+    """
 
     key: tuple[int, ...]
     frames: list[int]
@@ -29,7 +32,7 @@ class Root:
     user: bool
     leaves: dict[int, Leaf] = field(default_factory=dict)
     watched: list[int] = field(default_factory=list)
-    verified: int = -1  # how many code pages were found to lead where they did; -1 after a change
+    verified: dict[object, int] = field(default_factory=dict)
 
     @property
     def cr3(self) -> int:

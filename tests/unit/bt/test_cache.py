@@ -109,7 +109,7 @@ def test_a_place_that_nothing_returns_to_gets_an_entry() -> None:
     held.cache.link_return(PAGE, held.mode)
     assert held.returns_to(PAGE) == [PAGE]
     held.cache.invalidate(GFN)
-    held.cache.revive(PAGE, held.mode, lambda source: True)
+    held.cache.revive(PAGE, held.mode, lambda source: source)
     held.cache.link_return(PAGE, held.mode)
     assert held.returns_to(PAGE)[:1] == [PAGE]
 
@@ -121,8 +121,8 @@ def test_invalidation_and_revival() -> None:
     assert held.cache.lookup(PAGE + 1, held.mode, GFN) is not None
     held.cache.invalidate(GFN)
     assert held.cache.lookup(PAGE, held.mode, GFN) is None and held.cache.lookup(PAGE + 1, held.mode, GFN) is None
-    assert held.cache.revive(PAGE, held.mode, lambda source: False) is None
-    assert held.cache.revive(PAGE, held.mode, lambda source: source == [(GFN, 0, b"\x40\xc3")]) == address
+    assert held.cache.revive(PAGE, held.mode, lambda source: None) is None
+    assert held.cache.revive(PAGE, held.mode, lambda source: source if source == [(GFN, 0, b"\x40\xc3")] else None) == address
     assert held.cache.lookup(PAGE, held.mode) == address
     assert held.made == [GFN, GFN]
     held.cache.invalidate(99)

@@ -1,4 +1,4 @@
-"""The bt back-end: guest kernel code runs only from the translation cache, guest user code directly."""
+"""The bt back-end: guest kernel code runs only from the translation cache, guest user code directly, or translated too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The engine: enters the guest, comes back with exact state, and gets to where interrupts may be delivered.
 
-The guest's kernel runs at CPL `ring`. With ring 1 one shadow table serves both modes; with ring 3 (the lecture's scheme) each
-mode has its own, and its own shadow descriptors. Touches no device and decides nothing about what an exit means.
+The guest's kernel runs at CPL `ring`, translated. With ring 1 one shadow table serves both modes; with ring 3 (the lecture's scheme)
+each mode has its own, and its own shadow descriptors. User code runs directly, or translated in a window of its own
+(docs/adr/0006). Touches no device and decides nothing about what an exit means.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from bt.cache import CacheFull
 from bt.decode import memory_access
 from bt.discover import LONGEST
 from bt.window import Word
+from vmm.backends.bt.direct_exits import DirectExits
 from vmm.backends.bt.guest_code import GuestCode
-from vmm.backends.bt.kernel_exits import KernelExits
 from vmm.backends.bt.options import BtOptions
-from vmm.backends.bt.user_exits import UserExits
+from vmm.backends.bt.translated_exits import TranslatedExits
 from vmm.backends.shadowed import Shadowed
 from vmm.cpu_state import Cpu
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Stop, Wait
 from vmm.faults import GuestPageFault
+from vmm.memory import CODE, DESCRIPTORS
 from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
 from vmm.x86.descriptors import Segment
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _CACHE_SELECTOR = 0xFFF0
 _FLAT_CODE = 0x00CF9B00
 _SELECTOR_VECTORS = frozenset((Vector.TS, Vector.NP, Vector.SS, Vector.GP))
+_SHOWN_TO_USERS = ((Word.FLAGS, Word.FLAGS + 4), (Word.CR0, Word.CR0 + 4), (Word.CS, Word.IDT_BASE + 4))  # what users' stubs read
 _PHYSICAL_CR0 = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.PE
 _GUEST_CR0 = Cr0.MP | Cr0.EM | Cr0.TS | Cr0.AM
 _PHYSICAL_CR4 = 1 << 20 | Cr4.PAE  # SMEP
@@ -45,24 +48,24 @@ class BinaryTranslation:
     def __init__(self, vm: Vm, options: BtOptions, parts: Shadowed) -> None:
         self.vm, self.machine, self.options, self.parts = vm, vm.machine, options, parts
         self.state, self.ring, self.stats, self.mmu = vm.machine.state, options.ring, vm.stats, parts.mmu
-        self.code = GuestCode(vm, options, parts)
-        self.window, self.cache = self.code.window, self.code.cache
-        self.caches = {"kernel": self.cache}
-        self.words = self.window.data[:4096].cast("I")
+        self.code, self.user_code = (GuestCode(vm, options, parts, user=user) for user in (False, True))
+        self.window, self.cache, self.words = self.code.window, self.code.cache, self.code.words
+        self.caches = {"kernel": self.cache, "user": self.user_code.cache}
         self.in_kernel = True  # which mode the guest is in, for ring 3, where the CPU cannot tell
+        self.user_translated = False  # how user code was last entered
         self.exact = True  # whether the vCPU's EIP, CPL, CS and SS are the guest's, the engine being stopped
         self.rolling = False  # single-stepping out of a stub, to deliver an interrupt behind it
         self.after_step: Callable[[bool], None] | None = None
-        self._user_trap_flag: bool | None = None  # the guest's own TF while user code is stepped
-        self._cache_cs = _CACHE_SELECTOR | options.ring
-        self._loaded_ss: Segment | None = None
+        self._stepping_directly = False  # the physical TF is not the guest's, while user code is stepped
+        self._loaded: tuple[GuestCode, Segment] | None = None  # whose translations the CPU is set up for, with which SS
         self._physical_control = (0, 0)
-        self.kernel, self.user = KernelExits(self), UserExits(self)
+        self.kernel, self.user, self.direct = TranslatedExits(self, self.code), TranslatedExits(self, self.user_code), DirectExits(self)
 
     def start(self, start: Start) -> None:
         """Takes over the CPU: state, hooks, control registers, window."""
         machine = self.machine
         self.parts.enter_start(self.vm, start)
+        self.mmu.made_writable = self._made_writable
         self.code.place()
         machine.on_interrupt = self._on_interrupt
         machine.on_invalid = self._on_invalid
@@ -73,13 +76,26 @@ class BinaryTranslation:
     # -- what the monitor and the MMU ask for ------------------------------------------------------------------------------------
 
     def tables_changed(self) -> None:
-        """Other guest tables are in use."""
-        self.code.tables_changed()
+        """Other guest tables are in use. What users' translations are worth under them is looked at when user code is entered."""
+        if self.mmu.unchecked_directories:
+            self.mmu.unchecked_directories = False
+            for code in (self.code, self.user_code):
+                code.keep_out_of_the_way()
+        self.parts.descriptors.verify()
+        self.code.verify_all()
 
     def page_invalidated(self, gva: int) -> None:
         """INVLPG: translations of this page must still be what its address leads to."""
-        if gva >> 12 in self.code.pages:
-            self.code.verify(gva >> 12)
+        for code in (self.code, self.user_code):
+            code.page_invalidated(gva >> 12)
+
+    def _made_writable(self, gfn: int, uses: int) -> None:
+        """A frame is opened for writing: what was derived from it is no longer valid."""
+        if uses & CODE:
+            for code in (self.code, self.user_code):
+                code.made_writable(gfn)
+        if uses & DESCRIPTORS:
+            self.parts.descriptors.drop(gfn)
 
     def control_changed(self) -> None:
         """The guest's CR0 or CR4 changed: the physical ones follow where they matter to the CPU."""
@@ -105,7 +121,8 @@ class BinaryTranslation:
     def memory_access(self, write: bool) -> tuple[int, bool, bool]:
         """(bytes, reads, writes) of the memory operand of the instruction at the vCPU's EIP."""
         vcpu = self.vm.vcpu
-        raw = self.code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, LONGEST, user=vcpu.cpl == 3)
+        code = self.user_code if vcpu.cpl == 3 else self.code
+        raw = code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, LONGEST)
         size, reads, writes = memory_access(raw)
         return size, reads, writes or write
 
@@ -122,8 +139,8 @@ class BinaryTranslation:
     def run(self) -> None:
         """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
         vm = self.vm
-        if self.user.port_fault is not None:  # the engine stopped before the aborted IN or OUT came back by its page fault
-            self.user.end_port_access()
+        if self.direct.port_fault is not None:  # the engine stopped before the aborted IN or OUT came back by its page fault
+            self.direct.end_port_access()
         elif self.exact:
             self.exact = False
             self.resume()
@@ -137,17 +154,18 @@ class BinaryTranslation:
         if not self.words[Word.FLAGS >> 2] & Flag.IF:
             self.window.ring(True)
             return
-        if not self._virtual_kernel():
+        code = self._running()
+        if code is None:
             self.capture_user()
             self.resume()
-        elif self.after_step is None and not self._deliver_here():  # a step under way ends at a boundary by itself; TF would show in its pushf
+        elif self.after_step is None and not self._deliver_here(code):  # a step under way ends at a boundary by itself; TF would show in its pushf
             self.rolling = True
             self.machine.set_trap_flag(True)
 
-    def _deliver_here(self) -> bool:
-        """In virtual kernel mode: delivers what is pending if EIP is a clean instruction boundary, or behind the next one if it is shadowed."""
+    def _deliver_here(self, code: GuestCode) -> bool:
+        """In translated code: delivers what is pending if EIP is a clean instruction boundary, or behind the next one if it is shadowed."""
         address = self.state[Cpu.EIP]
-        translation = self.cache.translation_at(address)
+        translation = code.cache.translation_at(address)
         if translation is None or translation.single:
             return False
         guest, recovery, exact = translation.locate(address)
@@ -155,24 +173,32 @@ class BinaryTranslation:
             return False
         self.vm.vcpu.inhibited = recovery == SHADOWED
         self.vm.vcpu.eip = guest
-        self.vm.vcpu.cpl = 0
+        self.vm.vcpu.cpl = 3 if code.user else 0
         self.resume()
         return True
 
     def _virtual_kernel(self) -> bool:
         return self.in_kernel if self.ring == 3 else self.state[Cpu.HFLAGS] & 3 == 1
 
+    def _running(self) -> GuestCode | None:
+        """Whose translations the CPU runs; None: user code directly."""
+        return self.code if self._virtual_kernel() else self.user_code if self.user_translated else None
+
+    def _user_must_be_translated(self) -> bool:
+        """Run directly, user code would show the physical IF, which is 1, and IOPL, which is 0."""
+        return self.options.translate_user or not self.vm.vcpu.interrupts_on or self.vm.vcpu.iopl != 0
+
     def synchronize(self) -> None:
         """Makes the vCPU exact, as near as the place allows, for reports on a stopped VM."""
-        vcpu = self.vm.vcpu
+        vcpu, code = self.vm.vcpu, self._running()
         if self.exact:
             return
-        if self._virtual_kernel():
-            translation = self.cache.translation_at(self.state[Cpu.EIP])
-            if translation is not None:
-                vcpu.eip, vcpu.cpl = translation.locate(self.state[Cpu.EIP])[0], 0
-        else:
+        if code is None:
             self.capture_user()
+        else:
+            translation = code.cache.translation_at(self.state[Cpu.EIP])
+            if translation is not None:
+                vcpu.eip, vcpu.cpl = translation.locate(self.state[Cpu.EIP])[0], 3 if code.user else 0
 
     def resume(self) -> None:
         """Enters the guest at the vCPU's EIP, delivering what may be delivered first."""
@@ -194,58 +220,67 @@ class BinaryTranslation:
                 vm.stop(Stop(End.UNSUPPORTED, f"the guest goes to privilege level {vcpu.cpl}: only levels 0 and 3 are supported"))
                 return
             try:
-                if vcpu.cpl == 3:
-                    self._enter_user()
+                code = self.user_code if vcpu.cpl == 3 else self.code
+                if code.user and not self._user_must_be_translated():
+                    self._enter_directly()
                 else:
                     if vcpu.trap_flag and self.after_step is None:
                         self.after_step = self._trap_after
-                    self._enter_kernel(vcpu.eip)
+                    self._enter_translated(code, vcpu.eip)
                 return
             except GuestPageFault as fault:
                 self._abandon_step()
                 if not self.handled(PageFault(fault.gva, fault.code)):
                     return
             except CacheFull:
-                self.code.flush()
+                code.flush()
 
     def _trap_after(self, completed: bool) -> None:
-        """TF in virtual kernel mode: a debug exception behind the instruction."""
+        """TF in translated code: a debug exception behind the instruction."""
         if completed:
             self.handled(Raised(Vector.DB))
 
-    def _enter_kernel(self, eip: int) -> None:
-        mode = self.mode()
+    def _enter_translated(self, code: GuestCode, eip: int) -> None:
+        if code.user:
+            self._prepare_user()
+        mode = self.mode(code)
         if self.after_step is not None:
-            address = self.code.single(eip, mode)
+            address = code.single(eip, mode)
         else:
             linear = self.vm.vcpu.cs.base + eip & 0xFFFFFFFF
-            found = self.cache.lookup(eip, mode, self.code.pages.get(linear >> 12))
-            address = self.code.translate(eip, mode) if found is None else found
-            if self.vm.stopped is not None:  # there is nothing to translate there
-                self.exact = True
-                return
-        state = self.state
-        ss = self.vm.vcpu.ss
-        if state[Cpu.CS] != self._cache_cs or self._loaded_ss is not ss or not self.in_kernel:
+            found = code.cache.lookup(eip, mode, code.pages.get(linear >> 12))
+            address = code.translate(eip, mode) if found is None else found
+        if self.vm.stopped is not None:  # there is nothing to translate there, or no room for it
+            self.exact = True
+            return
+        state, ss, ring = self.state, self.vm.vcpu.ss, 3 if code.user else self.ring
+        if self._loaded != (code, ss) or state[Cpu.CS] != _CACHE_SELECTOR | ring:
             machine = self.machine
-            machine.set_segment(Cpu.CS, self._cache_cs, 0, 0xFFFFFFFF, _FLAT_CODE | self.ring << 13)
-            machine.set_segment(Cpu.SS, ss.selector & ~3 | self.ring, ss.base, ss.limit, ss.attributes & ~0x6000 | self.ring << 13)
-            machine.set_mode(self.ring)
+            machine.set_segment(Cpu.CS, _CACHE_SELECTOR | ring, 0, 0xFFFFFFFF, _FLAT_CODE | ring << 13)
+            machine.set_segment(Cpu.SS, ss.selector & ~3 | ring, ss.base, ss.limit, ss.attributes & ~0x6000 | ring << 13)
+            machine.set_mode(ring)
             machine.set_trap_flag(False)
-            self._loaded_ss = ss
-            self._switch(user=False)
+            self._loaded, self.user_translated = (code, ss), code.user
+            self._switch(code.user)
         state[Cpu.EIP] = address
 
-    def _enter_user(self) -> None:
+    def _prepare_user(self) -> None:
+        """User code will run translated: its window is placed, its translations hold, and its copies of the VMM's words are right."""
+        code, words = self.user_code, self.words
+        if not code.placed:
+            code.place()
+        code.verify_all()
+        for first, behind in _SHOWN_TO_USERS:
+            code.words[first >> 2 : behind >> 2] = words[first >> 2 : behind >> 2]
+
+    def _enter_directly(self) -> None:
         vcpu, machine = self.vm.vcpu, self.machine
         for at, held in ((Cpu.CS, vcpu.cs), (Cpu.SS, vcpu.ss)):
             machine.set_segment(at, held.selector, held.base, held.limit, held.attributes | 0x6000)
         machine.set_mode(3)
-        trap_flag = bool(self.state[Cpu.EFLAGS] & Flag.TF)
-        if self.after_step is not None:
-            self._user_trap_flag = trap_flag
-            trap_flag = True
-        machine.set_trap_flag(trap_flag)
+        self._stepping_directly = self.after_step is not None
+        machine.set_trap_flag(vcpu.trap_flag or self._stepping_directly)
+        self._loaded, self.user_translated = None, False
         self._switch(user=True)
         self.state[Cpu.EIP] = vcpu.eip
 
@@ -256,35 +291,45 @@ class BinaryTranslation:
             self.mmu.switch(user)
             self.parts.descriptors.enter(user)
 
-    def mode(self) -> Mode:
+    def mode(self, code: GuestCode) -> Mode:
         vcpu = self.vm.vcpu
-        return self.cache.mode(vcpu.cs.base, vcpu.ss.base, vcpu.ss.wide and not vcpu.iopl and not vcpu.trap_flag)
+        return code.cache.mode(vcpu.cs.base, vcpu.ss.base, vcpu.ss.wide and not vcpu.iopl and not vcpu.trap_flag)
+
+    def capture(self) -> None:
+        """At the present instruction, however it is run: makes the vCPU exact, with the state before it."""
+        if self._running() is None:
+            self.capture_user()
+        else:
+            self.recover(self.state[Cpu.EIP])
 
     def capture_user(self) -> None:
-        """Out of direct execution in user mode: the vCPU's EIP, CPL, CS and SS are the physical ones."""
+        """Out of direct execution in user mode: the vCPU's EIP, CPL, CS, SS and TF are the physical ones."""
         state, vcpu = self.state, self.vm.vcpu
-        if self._user_trap_flag is not None:
-            self.machine.set_trap_flag(self._user_trap_flag)
-            self._user_trap_flag = None
+        if self._stepping_directly:
+            self._stepping_directly = False
+        else:
+            vcpu.trap_flag = bool(state[Cpu.EFLAGS] & Flag.TF)
         vcpu.cpl, vcpu.eip = 3, state[Cpu.EIP]
         vcpu.cs = Segment(state[Cpu.CS], state[Cpu.CS + 2], state[Cpu.CS + 4], state[Cpu.CS + 5])
         vcpu.ss = Segment(state[Cpu.SS], state[Cpu.SS + 2], state[Cpu.SS + 4], state[Cpu.SS + 5])
 
     def recover(self, address: int) -> Translation:
-        """In virtual kernel mode, at a cache address: puts back the state before the guest's instruction."""
-        translation = self.cache.translation_at(address)
+        """In translated code, at a cache address: puts back the state before the guest's instruction."""
+        code = self._running()
+        assert code is not None
+        translation = code.cache.translation_at(address)
         if translation is None:
             raise RuntimeError(f"no translation at {address:#x}")
         guest, recovery, _ = translation.locate(address)
         if recovery & SPILLED:
             register = recovery & 7
-            self.state[2 * register] = self.words[(Word.SAVED >> 2) + register]
+            self.state[2 * register] = code.words[(Word.SAVED >> 2) + register]
         elif recovery & ADJUSTED:
             register, mode = recovery & 7, translation.mode
             self.state[2 * register] = self.state[2 * register] - mode.cs_base + mode.ss_base & 0xFFFFFFFF
         elif recovery & RETURNING:
             self.words[Word.FLAGS >> 2] = self.words[Word.FLAGS >> 2] & ~0xFF00 | self.words[Word.FLAGS_BEFORE >> 2] & 0xFF00
-        self.vm.vcpu.eip, self.vm.vcpu.cpl = guest, 0
+        self.vm.vcpu.eip, self.vm.vcpu.cpl = guest, 3 if code.user else 0
         return translation
 
     def handled(self, exit_: Exit) -> bool:
@@ -322,10 +367,7 @@ class BinaryTranslation:
         try:
             filled = self.parts.descriptors.fill(error, user)
         except GuestPageFault as fault:
-            if user:
-                self.capture_user()
-            else:
-                self.recover(self.state[Cpu.EIP])
+            self.capture()
             self.exit(PageFault(fault.gva, fault.code))
             return True
         if filled:
@@ -340,7 +382,8 @@ class BinaryTranslation:
             self._arm_if_needed()
             return
         self.machine.set_trap_flag(False)
-        if self._deliver_here():
+        code = self._running()
+        if code is not None and self._deliver_here(code):
             self.rolling = False
         else:
             self.machine.set_trap_flag(True)
@@ -380,32 +423,35 @@ class BinaryTranslation:
         address = state[Cpu.EIP]
         in_kernel = self.in_kernel if self.ring == 3 else state[Cpu.HFLAGS] & 3 == 1
         if in_kernel:
-            self._audit(address)
-        if vector == 14 and not software and (in_kernel or self.user.port_fault is None):
+            self._audit(address, self.code)
+        elif self.user_translated:
+            self._audit(address, self.user_code)
+        if vector == 14 and not software and (in_kernel or self.direct.port_fault is None):
             error = state[machine.error_code]
             if not error & Fault.I and self.mmu.refill(state[Cpu.CR2], bool(error & Fault.W), not in_kernel):  # most exits end here
                 self.stats.architectural["hidden page fault"] += 1
                 return
         if in_kernel:
             self.kernel.interrupt(vector, address, software)
-        else:
+        elif self.user_translated and self.direct.port_fault is None:
             self.user.interrupt(vector, address, software)
+        else:
+            self.direct.interrupt(vector, address, software)
 
-    def _audit(self, address: int) -> None:
-        """At each exit in virtual kernel mode: EIP must lie in the cache."""
+    def _audit(self, address: int, code: GuestCode) -> None:
+        """At each exit out of code that is to be translated: EIP must lie in its cache."""
         self.stats.audited += 1
-        if not 0 <= address - self.code.start <= self.options.cache_size:
+        if not 0 <= address - code.start <= self.options.cache_size:
             self.stats.outside += 1
 
     def _on_invalid(self) -> None:
         """An undefined instruction: this CPU reports it apart."""
         self.machine.clear_event()
         self.stats.architectural["exception 6"] += 1
-        if self._virtual_kernel():
-            self._audit(self.state[Cpu.EIP])
-            self.recover(self.state[Cpu.EIP])
-        else:
-            self.capture_user()
+        code = self._running()
+        if code is not None:
+            self._audit(self.state[Cpu.EIP], code)
+        self.capture()
         self.exit(Raised(Vector.UD))
 
     def _on_cpuid(self) -> bool:
@@ -419,7 +465,7 @@ class BinaryTranslation:
 
     def _on_port(self, port: int, size: int, value: int | None) -> int:
         self.vm.stats.architectural["port"] += 1
-        if not self._virtual_kernel() and not self.user.port_allowed(port, size):
+        if not self._virtual_kernel() and not self.direct.port_allowed(port, size):
             return 0
         return self.vm.board.bus.port(port, size, value)
 

@@ -1,4 +1,4 @@
-"""The guest's kernel code and its translations: fetches, translates, and keeps both coherent.
+"""The guest's code of one mode, kernel's or user's, and its translations: fetches, translates, and keeps both coherent.
 
 Translations are keyed by linear address and made from guest frames. This module knows which linear page was translated from
 which frame, protects those frames, and takes translations out of use when the page is written or mapped elsewhere; it also
@@ -20,7 +20,7 @@ from vmm.backends.shadowed import Shadowed
 from vmm.backends.window import NoRoom, Use, Window
 from vmm.exits import End, Stop
 from vmm.faults import GuestPageFault
-from vmm.memory import CODE, DESCRIPTORS
+from vmm.memory import CODE
 from vmm.x86.bits import Pte
 
 if TYPE_CHECKING:
@@ -28,49 +28,66 @@ if TYPE_CHECKING:
 
 
 class GuestCode:
-    """The translations of one VM's kernel code.
+    """The translations of one VM's kernel code, or, `user`, of its user code, which is fetched with the user's rights.
 
-    pages: linear page number to the gfn that translations of it were made from. opened: whether code was invalidated by a
-    write since that was last looked at.
+    pages: linear page number to the gfn that translations of it were made from; version counts its changes. opened: whether code
+    was invalidated by a write since that was last looked at. placed: whether the window lies anywhere yet.
     """
 
-    def __init__(self, vm: Vm, options: BtOptions, parts: Shadowed) -> None:
-        self.vm, self.mmu, self.parts = vm, parts.mmu, parts
-        self.window = Window(vm.machine, options.cache_size, user=options.ring == 3)
+    def __init__(self, vm: Vm, options: BtOptions, parts: Shadowed, *, user: bool) -> None:
+        self.vm, self.mmu, self.parts, self.user = vm, parts.mmu, parts, user
+        self.window = Window(vm.machine, options.cache_size, user=user or options.ring == 3, guarded=user)
+        native_iret = options.ring == 1 and not options.translate_user
         self.cache = TranslationCache(
-            self.window.data, self.window.code, self.window.base, Options(options.ring == 1, options.stubs_in_cache, options.counted), self._protect
+            self.window.data,
+            self.window.code,
+            self.window.base,
+            Options(native_iret, options.stubs_in_cache, options.counted, user),
+            self._protect,
         )
+        self.words = self.window.data[:4096].cast("I")
         self.start = self.window.base + CODE_OFFSET  # linear address of the cache's first byte of code
         self.pages: dict[int, int] = {}
-        self.opened = False
+        self.version = 0
+        self.opened = self.placed = False
         self._tolerated = Use.FREE  # what the guest may have in the window's place
 
     def place(self) -> None:
-        """Places and maps the window."""
-        self.mmu.made_writable = self._made_writable
-        self.window.place(self._use)
+        """Places and maps the window where the guest maps nothing, or failing that nobody's memory. Without either the run ends."""
+        try:
+            self.window.place(self._use)
+        except NoRoom:
+            self.vm.stop(Stop(End.DIED, "the guest maps all 4 GiB of linear addresses: there is no room for the translation cache"))
+            return
+        self.placed = True
+        self._tolerated = max(self._use(region) for region in self.window.entries())
         self.cache.flush(self.window.base)
         self.start = self.window.base + CODE_OFFSET
-        self.mmu.set_window(self.window.entries())
+        self.mmu.set_window(self.window.entries(), self.user)
 
-    def tables_changed(self) -> None:
-        """Other guest tables are in use: translations must still be what the guest's code addresses lead to."""
-        mmu = self.mmu
-        if mmu.unchecked_directories:
-            mmu.unchecked_directories = False
-            if any(self._use(region) > self._tolerated for region in mmu.window):
-                self._move_window()
-        self.parts.descriptors.verify()
-        root = mmu.current
-        if root.verified != len(self.pages):
+    def keep_out_of_the_way(self) -> None:
+        """The guest's directories changed: if it maps the window's range now, the window goes elsewhere."""
+        if self.placed and any(self._use(region) > self._tolerated for region in self.window.entries()):
+            self._drop_protections()
+            self.place()
+
+    def verify_all(self) -> None:
+        """Other guest tables may be in use: translations must still be what the guest's code addresses lead to."""
+        verified = self.mmu.current.verified
+        if verified.get(self) != self.version:
             for page in list(self.pages):
                 self.verify(page)
-            root.verified = len(self.pages)
+            verified[self] = self.version
 
-    def fetch(self, linear: int, size: int, user: bool) -> bytes:
+    def page_invalidated(self, page: int) -> None:
+        """INVLPG: translations of this page must still be what its address leads to."""
+        if page in self.pages:
+            self.verify(page)
+
+    def fetch(self, linear: int, size: int) -> bytes:
         """Up to `size` bytes of code, less when the next page cannot be fetched."""
         room = 0x1000 - (linear & 0xFFF)
-        linear_memory = self.vm.linear
+        linear_memory, user = self.vm.linear, self.user
         code = linear_memory.read(linear, min(size, room), user, fetch=True)
         if size > room:
             try:
@@ -81,7 +98,7 @@ class GuestCode:
 
     def _page(self, linear: int) -> int:
         """gfn of the code page at a linear address. Raises GuestPageFault."""
-        return self.vm.paging.walk(linear, fetch=True).gpa >> 12
+        return self.vm.paging.walk(linear, False, self.user, True).gpa >> 12
 
     def translate(self, eip: int, mode: Mode) -> int:
         """Translates the block at `eip`; returns where it stands in the cache."""
@@ -92,12 +109,8 @@ class GuestCode:
             vm.stop(Stop(End.DIED, f"the guest executes at {linear:#x}, where there is no memory (gpa {gfn << 12 | linear & 0xFFF:#x})"))
             return self.cache.miss
         page = linear >> 12
-        if page not in self.pages:
-            self.pages[page] = gfn
-        elif self.pages[page] != gfn:
-            self.verify(page)
-            self.pages[page] = gfn
-        revived = self.cache.revive(eip, mode, lambda source: self._same(source, gfn))
+        self._enter_page(page, gfn)
+        revived = self.cache.revive(eip, mode, lambda source: self._same(source, page))
         if revived is not None:
             return revived
         start = eip - (linear & 0xFFF)
@@ -109,21 +122,49 @@ class GuestCode:
             next_gfn = self._page(behind)
             block = discover(code + vm.memory.read(next_gfn << 12, LONGEST), start, 4096, eip, 1)
             if next_gfn < vm.memory.count:
-                self.pages.setdefault(behind >> 12, next_gfn)
+                self._enter_page(behind >> 12, next_gfn)
                 source.append((next_gfn, 0, vm.memory.read(next_gfn << 12, LONGEST)))
         first = min([i.address for i in block.instructions] + block.undecodable) - start
         last = min(max([i.next for i in block.instructions] + [a + LONGEST for a in block.undecodable]) - start, 4096)
         source.append((gfn, first, code[first:last]))
         return self.cache.install(block, mode, source)
 
-    def _same(self, source: Source, gfn: int) -> bool:
-        """Whether a translation's source is unchanged and still lies in the page that `gfn` is."""
+    def _enter_page(self, page: int, gfn: int) -> None:
+        """Translations will be made of a page, whose frame has just been found."""
+        if page in self.pages and self.pages[page] != gfn:
+            self.verify(page)
+        if page not in self.pages:
+            self.pages[page] = gfn
+            current = self.mmu.current.verified.get(self) == self.version
+            self.version += 1
+            if current:  # all that was true here still is
+                self.mmu.current.verified[self] = self.version
+
+    def _same(self, source: Source, page: int) -> Source | None:
+        """What a translation that began in `page` would be made of now, if that is the same code; it may lie in other frames."""
         memory = self.vm.memory
-        return source[-1][0] == gfn and all(memory.read(page << 12 | offset, len(code)) == code for page, offset, code in source)
+        now: Source = []
+        for n, (_, offset, code) in enumerate(source):
+            linear = page if n == len(source) - 1 else page + 1 & 0xFFFFF  # what lies in the next page comes first
+            gfn = self.pages.get(linear, -1) if linear == page else self._frame_behind(linear)
+            if not 0 <= gfn < memory.count or memory.read(gfn << 12 | offset, len(code)) != code:
+                return None
+            now.append((gfn, offset, code))
+        return now
+
+    def _frame_behind(self, page: int) -> int:
+        """gfn of the page behind, entered; -1 when it cannot be fetched."""
+        try:
+            gfn = self._page(page << 12)
+        except GuestPageFault:
+            return -1
+        if gfn < self.vm.memory.count:
+            self._enter_page(page, gfn)
+        return gfn
 
     def single(self, eip: int, mode: Mode) -> int:
         """A translation of the one instruction at `eip`, which does not protect its page."""
-        raw = self.fetch(mode.cs_base + eip & 0xFFFFFFFF, LONGEST, user=False)
+        raw = self.fetch(mode.cs_base + eip & 0xFFFFFFFF, LONGEST)
         block = discover(raw, eip, 1, eip, 1)
         if not block.instructions and not block.undecodable:
             block.undecodable.append(eip)
@@ -134,16 +175,17 @@ class GuestCode:
         memory.state[gfn] |= CODE
         self.mmu.reverse.protect(gfn)
 
-    def _made_writable(self, gfn: int, uses: int) -> None:
-        """A frame is opened for writing: what was derived from it is no longer valid."""
-        if uses & CODE:
+    def made_writable(self, gfn: int) -> None:
+        """A frame that code may have been translated of is opened for writing."""
+        if gfn in self.cache.pages:
             self.opened = True
             self.cache.invalidate(gfn)
-        if uses & DESCRIPTORS:
-            self.parts.descriptors.drop(gfn)
 
     def verify(self, page: int) -> None:
-        """Whether the linear page still leads to the frame that translations were made of; if not, they go to sleep."""
+        """Whether the linear page still leads to the frame that translations were made of; if not, they go to sleep.
+
+        The frame stays protected, since it may hold code of the other mode too: the next write finds out.
+        """
         gfn = self.pages[page]
         try:
             now = self._page(page << 12)
@@ -151,8 +193,8 @@ class GuestCode:
             now = -1
         if now != gfn:
             self.cache.invalidate(gfn)
-            self.vm.memory.state[gfn] &= ~CODE
             del self.pages[page]
+            self.version += 1
 
     def flush(self) -> None:
         """The cache is full: everything goes."""
@@ -161,15 +203,16 @@ class GuestCode:
         gc.collect()  # translations and sites refer to each other, and the collector is off while the VM runs
 
     def _drop_protections(self) -> None:
-        state = self.vm.memory.state
-        for gfn in self.cache.pages:
-            state[gfn] &= ~CODE
+        """Frames stay protected until they are written, since they may hold code of the other mode too."""
         self.pages.clear()
+        self.version += 1
         self.vm.machine.flush_code()
 
     def _use(self, region: int) -> Use:
-        """What the guest's current tables have in a region of 2 MiB."""
+        """What the guest's current tables have in a region of 2 MiB. The window of the other mode's code is in the way too."""
         vm = self.vm
+        if region in self.mmu.windows[not self.user]:
+            return Use.TAKEN
         entry = self.mmu.directory_entry(region)
         if not entry & Pte.P:
             return Use.FREE
@@ -178,17 +221,3 @@ class GuestCode:
         first = entry >> 21 << 9 if vm.paging.pae or not vm.paging.enabled else (entry & 0xFFC00000) >> 12
         taken = first < vm.memory.count or vm.board.bus.memory_device(first << 12, 1 << 22)
         return Use.TAKEN if taken else Use.NOBODY if vm.paging.enabled else Use.FREE
-
-    def _move_window(self) -> None:
-        """The guest maps the window's range: the window goes elsewhere."""
-        vm = self.vm
-        self._drop_protections()
-        try:
-            self.window.place(self._use)
-        except NoRoom:
-            vm.stop(Stop(End.DIED, "the guest maps all 4 GiB of linear addresses: there is no room for the translation cache"))
-            return
-        self._tolerated = max(self._use(region) for region in self.window.entries())
-        self.cache.flush(self.window.base)
-        self.start = self.window.base + CODE_OFFSET
-        self.mmu.set_window(self.window.entries())

@@ -7,11 +7,15 @@ from vmm.machine import MIB
 
 @dataclass(frozen=True, slots=True)
 class BtOptions:
-    """ring: CPL of the guest's kernel, 1 or 3. stubs_in_cache: `--stubs cache`. cache_size: bytes of translated code, whole frames.
-    counted: translated code counts how often it runs (`vmm dump --hot`)."""
+    """ring: CPL of the guest's kernel, 1 or 3. stubs_in_cache: `--stubs cache`. translate_user: `--user translate`.
+
+    cache_size: bytes of translated code, whole frames, for the kernel's code and for users' code each. counted: translated code
+    counts how often it runs (`vmm dump --hot`).
+    """
 
     ring: int = 1
     stubs_in_cache: bool = True
+    translate_user: bool = False
     cache_size: int = 16 * MIB
     counted: bool = False
 

@@ -1,4 +1,4 @@
-"""Exits in virtual user mode: what the CPU reports while it runs the guest's user code directly.
+"""Exits out of direct execution: what the CPU reports while it runs the guest's user code as it is.
 
 Knows the engine that it belongs to; decides nothing about what an exit means.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt.decode import decode
-from bt.sensitive import Treatment, classify
 from vmm.cpu_state import Cpu
-from vmm.exits import DeviceMemory, End, PageFault, PortAccess, Raised, Sensitive, SoftwareInterrupt, Stop
+from vmm.exits import DeviceMemory, End, PageFault, PortAccess, Raised, SoftwareInterrupt, Stop
 from vmm.faults import GuestPageFault
 from vmm.mmu.tables import DeviceAccess, StepOver
 from vmm.ports import port_allowed
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
 _SAVED_STATE = 4 * 1400  # bytes of the CPU's state that an aborted IN or OUT may have changed
 
 
-class UserExits:
-    """Handles what happens in virtual user mode for one engine."""
+class DirectExits:
+    """Handles what happens in user code that runs directly for one engine."""
 
     def __init__(self, engine: BinaryTranslation) -> None:
         self.engine = engine
@@ -53,7 +51,7 @@ class UserExits:
             stats.architectural["system call"] += 1
             size = 2
             if vector in (Vector.BP, Vector.OF):  # INT3 and INTO have forms of one byte
-                raw = self.engine.code.fetch(vm.vcpu.cs.base + address - 2 & 0xFFFFFFFF, 2, user=True)
+                raw = self.engine.user_code.fetch(vm.vcpu.cs.base + address - 2 & 0xFFFFFFFF, 2)
                 size = 2 if raw[0] == 0xCD and raw[1] == vector else 1
             vm.vcpu.eip = address - size & 0xFFFFFFFF
             self.engine.exit(SoftwareInterrupt(vector, address))
@@ -61,19 +59,7 @@ class UserExits:
             self.engine.stepped()
         else:
             stats.architectural[f"exception {vector}"] += 1
-            if vector == Vector.GP and not error and vm.vcpu.iopl == 3 and self._interrupt_flag():
-                return
             self.engine.exit(Raised(vector, error))
-
-    def _interrupt_flag(self) -> bool:
-        """CLI and STI in user mode trap on this CPU, whose IOPL is 0, and are allowed by the guest's IOPL of 3: emulated. False: something else."""
-        vcpu = self.vm.vcpu
-        for instruction in decode(self.engine.code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, 1, user=True), vcpu.eip):
-            row = classify(instruction.opcode, instruction.modrm)
-            if row is not None and row.treatment in (Treatment.CLEAR_IF, Treatment.SET_IF):
-                self.engine.exit(Sensitive(instruction, row))
-                return True
-        return False
 
     def _page_fault(self, gva: int, error: int) -> None:
         vm, stats = self.vm, self.vm.stats
@@ -123,6 +109,6 @@ class UserExits:
         self.machine.set_cr3(self.engine.mmu.current.cr3)
         if not self.machine.running:
             self.machine.set_flags(self.machine.flags())  # the state was saved in a run, where the flags are kept in another form
-        self.engine.capture_user()
+        self.engine.capture()
         self.vm.stats.architectural["exception 13"] += 1
         self.engine.exit(PortAccess(port, size))

@@ -1,4 +1,4 @@
-"""Exits in virtual kernel mode: what the CPU reports while it runs translated code.
+"""Exits out of translated code, the kernel's or users': what the CPU reports while it runs it.
 
 Turns cache addresses back into guest state through the address map, and a
 trapping stub into what its site means. Knows the engine that it belongs to; decides nothing about what an exit means.
@@ -21,15 +21,18 @@ from vmm.x86.bits import Fault, Vector
 
 if TYPE_CHECKING:
     from vmm.backends.bt.engine import BinaryTranslation
+    from vmm.backends.bt.guest_code import GuestCode
+
+_SYSTEM_CALLS = ("int", "int3", "into")
 
 
-class KernelExits:
-    """Handles what happens in virtual kernel mode for one engine."""
+class TranslatedExits:
+    """Handles what happens in the translations of `code` for one engine."""
 
-    def __init__(self, engine: BinaryTranslation) -> None:
-        self.engine = engine
+    def __init__(self, engine: BinaryTranslation, code: GuestCode) -> None:
+        self.engine, self.code = engine, code
         self.vm, self.machine, self.state = engine.vm, engine.machine, engine.state
-        self.code, self.cache, self.words = engine.code, engine.code.cache, engine.words
+        self.cache, self.words, self.cpl = code.cache, code.words, 3 if code.user else 0
 
     def interrupt(self, vector: int, address: int, software: bool) -> None:
         """An exception or INT at a cache address."""
@@ -42,7 +45,7 @@ class KernelExits:
             engine.rolled()
         else:
             error = state[machine.error_code]
-            if engine.descriptor_filled(vector, error, user=False):
+            if engine.descriptor_filled(vector, error, self.code.user):
                 return
             stats.architectural[f"exception {vector}"] += 1
             engine.recover(address)
@@ -57,8 +60,8 @@ class KernelExits:
             case SiteKind.CALLOUT:
                 instruction, row = site.instruction, site.row
                 assert instruction is not None and row is not None
-                stats.architectural["callout"] += 1
-                vcpu.eip, vcpu.cpl = site.address, 0
+                stats.architectural["system call" if self.code.user and row.name in _SYSTEM_CALLS else "callout"] += 1
+                vcpu.eip, vcpu.cpl = site.address, self.cpl
                 flushes, cs, ss, mode = self.cache.flushes, vcpu.cs, vcpu.ss, site.translation.mode
                 if self.engine.after_step is not None and site.translation.single:
                     self._step_callout(Sensitive(instruction, row))
@@ -66,7 +69,7 @@ class KernelExits:
                 if not self.engine.handled(Sensitive(instruction, row)):
                     return
                 if (
-                    vcpu.cpl == 0
+                    vcpu.cpl == self.cpl
                     and vcpu.eip == instruction.next
                     and site.translation.alive
                     and flushes == self.cache.flushes
@@ -82,7 +85,7 @@ class KernelExits:
                 self.engine.resume()
             case SiteKind.CHAIN:
                 stats.architectural["chain"] += 1
-                vcpu.eip, vcpu.cpl = site.target, 0
+                vcpu.eip, vcpu.cpl = site.target, self.cpl
                 flushes = self.cache.flushes
                 self.engine.resume()
                 if flushes == self.cache.flushes:
@@ -91,20 +94,20 @@ class KernelExits:
                 stats.architectural["indirect miss"] += 1
                 self.state[Cpu.ECX] = self.words[(Word.SAVED >> 2) + 1]
                 target = vcpu.eip = self.words[Word.TARGET >> 2]
-                vcpu.cpl = 0
+                vcpu.cpl = self.cpl
                 try:
-                    mode = self.engine.mode()
+                    mode = self.engine.mode(self.code)
                 except CacheFull:
                     self.engine.resume()
                     return
                 self.engine.resume()
                 self._link_return(target, mode)
             case SiteKind.STEPPED:
-                vcpu.eip, vcpu.cpl = site.target, 0
+                vcpu.eip, vcpu.cpl = site.target, self.cpl
                 self.engine.stepped()
             case SiteKind.UNDEFINED:
                 stats.architectural["exception 6"] += 1
-                vcpu.eip, vcpu.cpl = site.address, 0
+                vcpu.eip, vcpu.cpl = site.address, self.cpl
                 self.engine.exit(Raised(Vector.UD))
 
     def _step_callout(self, exit_: Exit) -> None:
@@ -125,12 +128,11 @@ class KernelExits:
 
     def _page_fault(self, gva: int, error: int, address: int) -> None:
         stats, window = self.vm.stats, self.code.window
-        if window.holds(gva):
-            if window.on_doorbell(gva):
-                self._doorbell(address)
-                return
+        if not self.code.user and window.holds(gva) and window.on_doorbell(gva):
+            self._doorbell(address)
+            return
         try:
-            outcome = self.engine.mmu.fault(gva, bool(error & Fault.W), False, False)
+            outcome = self.engine.mmu.fault(gva, bool(error & Fault.W), self.code.user, False)
         except GuestPageFault as fault:
             stats.architectural["exception 14"] += 1
             self.engine.recover(address)
@@ -141,7 +143,7 @@ class KernelExits:
                 stats.architectural["hidden page fault"] += 1
                 if self.engine.mmu.unchecked_directories:
                     self.engine.recover(address)
-                    self.code.tables_changed()
+                    self.engine.tables_changed()
                     self.engine.resume()
                     return
                 if self.code.opened:
