@@ -13,7 +13,7 @@ from bt.sensitive import Row, Treatment, classify
 LIMIT = 64  # instructions in a block; more would translate what is never run
 LONGEST = 15  # bytes of an instruction
 
-_ENDS = ("call far", "call far m", "jmp far", "jmp far m", "ret far", "ret far n")
+_ENDS = ("call far", "call far m", "jmp far", "jmp far m", "ret far", "ret far n", "sysenter", "sysexit")
 _UD2 = 0x0F0B
 _FOLLOWED = (Treatment.BRANCH, Treatment.LOOP)
 

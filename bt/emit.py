@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from bt.block import ADJUSTED, CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
 from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, has_memory_operand, memory_operand, operand_registers
 from bt.sensitive import Class, Row, Treatment
-from bt.window import CODE, DOORBELL, FLAGS_CLASS, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
+from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
 
 TRAP_VECTOR = 0xF0
 TRAP = bytes((0xCD, TRAP_VECTOR))  # every trapping stub: what is meant stands in its site
@@ -28,10 +28,12 @@ COUNTER_BYTES = 31  # what a counter takes at the head of a run
 _ECX, _EDX = 1, 2
 _CS_OVERRIDE, _SS_OVERRIDE = 0x2E, 0x36
 _BY_REGISTER = {0x6E: 6, 0x6F: 6, 0xA4: 6, 0xA5: 6, 0xA6: 6, 0xA7: 6, 0xAC: 6, 0xAD: 6, 0xD7: 3}  # outs movs cmps lods xlat: ESI, EBX
+_MOV_SEGMENT = 0x8E
 _MOVES_WITH_OFFSET = (0xA0, 0xA1, 0xA2, 0xA3)
 _IF_BYTE = Word.FLAGS + 1
 _FLAG_TREATMENTS = (Treatment.PUSH_FLAGS, Treatment.POP_FLAGS, Treatment.CLEAR_IF, Treatment.SET_IF, Treatment.RETURN_FROM_INTERRUPT)
 _DIRECT = (Treatment.JUMP, Treatment.BRANCH, Treatment.LOOP, Treatment.CALL)
+_PLAIN_TREATMENTS = (*_FLAG_TREATMENTS, Treatment.LOAD_SEGMENT)
 # No interrupt behind these: SDM 3A 6.8.3 "Masking Exceptions and Interrupts When Switching Stacks".
 _INHIBITING = ("mov ss,r/m", "pop ss", "sti", "lss")
 
@@ -251,15 +253,20 @@ class Emitter:
         """Whether this form has no template, or none is wanted."""
         if treatment is Treatment.NOTHING:
             return False
-        if treatment in _FLAG_TREATMENTS and not self.mode.plain:
+        if treatment in _PLAIN_TREATMENTS and not self.mode.plain:
             return True
         if self.single and treatment in (Treatment.RETURN, Treatment.INDIRECT_JUMP, Treatment.INDIRECT_CALL, Treatment.RETURN_FROM_INTERRUPT):
             return True
         narrow = instruction.prefixes & (OPERAND_SIZE | ADDRESS_SIZE)
         if treatment in (Treatment.LOOP, Treatment.CLEAR_IF, Treatment.SET_IF):
             narrow = 0
-        elif treatment is Treatment.READ_WORD and instruction.modrm >= 0xC0:
+        elif instruction.modrm >= 0xC0 and treatment is Treatment.READ_WORD:
             narrow = 0
+        elif treatment is Treatment.LOAD_SEGMENT:
+            if instruction.segment == _CS_OVERRIDE and self.mode.cs_base:
+                return True
+            if instruction.opcode == _MOV_SEGMENT:
+                narrow &= ADDRESS_SIZE if instruction.modrm < 0xC0 else 0
         flow = treatment.value >= Treatment.JUMP.value
         return bool(narrow) or not (flow or self.options.stubs_in_cache)
 
@@ -369,7 +376,8 @@ class Emitter:
         offset = WORD_BY_NAME[row.word]
         modrm = instruction.modrm
         if modrm >= 0xC0 or instruction.opcode == 0x0F20:
-            self.put(b"\x66" if instruction.prefixes & OPERAND_SIZE else b"", self.load(modrm & 7, offset))
+            narrow = instruction.prefixes & OPERAND_SIZE and instruction.opcode != 0x0F20  # a control register is read whole
+            self.put(b"\x66" if narrow else b"", self.load(modrm & 7, offset))
             return instruction.next
         self.store_from_words(instruction, ((offset, 0, b"\x66"),))
         return instruction.next
@@ -391,6 +399,28 @@ class Emitter:
 
     def push_word(self, instruction: Instruction, row: Row) -> int:
         self.put(b"\x36\xff\x35" + self.word(WORD_BY_NAME[row.word]))
+        return instruction.next
+
+    def load_segment(self, instruction: Instruction, row: Row) -> int:
+        """By the CPU where the VMM has found that the selector may be loaded: this CPU, at another privilege level, cannot tell by itself."""
+        if self.options.user:  # of users the CPU can tell
+            self.put(instruction.raw)
+            return instruction.next
+        address, opcode, modrm = instruction.address, instruction.opcode, instruction.modrm
+        self.put(self.save(_ECX))
+        self.mark(address, SPILLED | _ECX)
+        if opcode != _MOV_SEGMENT:
+            self.put(b"\x0f\xb7\x0c\x24")  # movzx ecx,word [esp]
+        elif modrm >= 0xC0:
+            self.put(bytes((0x0F, 0xB7, 0xC8 | modrm & 7)))
+        else:
+            self.put(self.segment_prefix(instruction), b"\x0f\xb7", memory_operand(instruction, 0, _ECX))
+        self.put(b"\x36\x0f\xb6\x89" + self.word(LOADABLE))  # movzx ecx,byte ss:[loadable+ecx]
+        slow = self.jump_if_zero()
+        self.put(self.restore(_ECX))
+        self.mark(address)
+        self.put(instruction.raw)
+        self.slow_paths.append((slow, instruction, row, self.here))
         return instruction.next
 
     def jump_to(self, instruction: Instruction, row: Row) -> int:
@@ -485,6 +515,7 @@ _ROUTINES: dict[Treatment, Callable[[Emitter, Instruction, Row], int | None]] = 
     Treatment.READ_WORD: Emitter.read_word,
     Treatment.PUSH_WORD: Emitter.push_word,
     Treatment.READ_TABLE: Emitter.read_table,
+    Treatment.LOAD_SEGMENT: Emitter.load_segment,
     Treatment.JUMP: Emitter.jump_to,
     Treatment.BRANCH: Emitter.branch,
     Treatment.LOOP: Emitter.loop,

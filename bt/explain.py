@@ -14,7 +14,7 @@ from bt.decode import Instruction
 from bt.emit import TRAP
 from bt.listing import REGISTERS
 from bt.sensitive import Row, Treatment
-from bt.window import CODE, DOORBELL, FLAGS_CLASS, RING_3, SLOTS, WORD_BY_NAME, Word
+from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RING_3, SLOTS, WORD_BY_NAME, Word
 
 _IF = Word.FLAGS + 1
 _NAMES = {
@@ -45,12 +45,18 @@ _FIXED: tuple[tuple[bytes, str], ...] = (
     (b"\xe3", "when it is 0: go round"),
     (b"\xeb", "over the next"),
 )
+_TABLES = {
+    FLAGS_CLASS: "their class: 0 for the VMM, 1 with IF clear, 2 with IF set",
+    RING_3: "1 when it is of ring 3",
+    LOADABLE: "1 when the CPU may load it",
+}
 _BY_TREATMENT = {
     Treatment.READ_WORD: "store it in the guest's operand",
     Treatment.READ_TABLE: "store it in the guest's operand",
     Treatment.INDIRECT_JUMP: "read where it goes",
     Treatment.INDIRECT_CALL: "read where it goes",
     Treatment.RETURN: "take the arguments off the stack",
+    Treatment.LOAD_SEGMENT: "the selector; the VMM found that the CPU may load it",
     Treatment.LOOP: "the guest's own test, over a jump over a jump",
 }
 
@@ -105,7 +111,7 @@ class Explainer:
             return "jump to the checked entry that stands there"
         if raw[1:4] == b"\x0f\xb6\x89":
             offset = self._offset(raw[4:8])
-            return {FLAGS_CLASS: "their class: 0 for the VMM, 1 with IF clear, 2 with IF set", RING_3: "1 when it is of ring 3"}.get(offset, "")
+            return _TABLES.get(offset, "")
         if kind == b"\xc6\x05":
             return self._flag(self._offset(raw[3:7]), raw[7])
         offset = self._offset(raw[3:7])

@@ -1,4 +1,4 @@
-"""THE table: every instruction that a translator may not copy, its class, and how the bt back-end treats it.
+"""THE table: every instruction that shows or changes privileged state, or moves EIP; its class, and how each back-end treats it.
 
 One row per instruction form. Everything that decides how an instruction is translated is read off this table; the emitter
 has one routine per treatment and none per opcode. Source of the list: Robin & Irvine 2000, table of sensitive unprivileged
@@ -23,6 +23,7 @@ class Class(Enum):
 class Treatment(Enum):
     """What the translator emits."""
 
+    NATIVE = auto()  # the instruction itself: what it shows is the guest's own, or the engine asks the VMM for it
     CALLOUT = auto()  # a trapping stub: the VMM emulates the instruction
     NOTHING = auto()  # no code: the instruction has no effect on this machine
     CLEAR_IF = auto()
@@ -33,6 +34,7 @@ class Treatment(Enum):
     READ_WORD = auto()  # a register or memory operand receives a word that the VMM keeps
     PUSH_WORD = auto()  # that word is pushed
     READ_TABLE = auto()  # sgdt, sidt: limit and base
+    LOAD_SEGMENT = auto()  # ds, es, fs, gs: by the CPU, if the VMM has found that this selector may be loaded
     JUMP = auto()
     BRANCH = auto()  # conditional, rel8 or rel32
     LOOP = auto()  # loop, loope, loopne, jecxz: rel8 only
@@ -46,8 +48,11 @@ class Treatment(Enum):
 class Row:
     """One instruction form.
 
-    opcode: as the manual writes it: bytes in hexadecimal, `/n` for the reg field, `m` or `r` when only memory or register
-    operands are meant. traps: whether it traps at CPL 3 with IOPL 0. word: the VMM's word that a read yields.
+    opcode: as the manual writes it: bytes in hexadecimal (a ModRM byte too where it is part of the opcode), `/n` for the reg
+    field, `m` or `r` when only memory or register operands are meant. traps: whether it traps at CPL 3, by an exception or
+    through the IDT (IOPL 0, no I/O permission map, CR4.TSD and PCE clear). why: what it shows or changes. forms: the kinds and
+    sizes of operand in which it differs, as words like r32 or m; empty: it has one form only. word: the VMM's word that a read
+    yields. hypercall: what a Xen PV kernel does instead.
     """
 
     name: str
@@ -55,130 +60,234 @@ class Row:
     klass: Class
     traps: bool
     treatment: Treatment
+    why: str
+    forms: str = ""
     word: str = ""
+    hypercall: str = ""
 
 
-def _rows() -> list[Row]:
-    p, s, f, u = Class.PRIVILEGED, Class.SENSITIVE, Class.FLOW, Class.UNDEFINED
-    t = Treatment
+_SIZES = "32 16"  # operand sizes
+_STORED = "r32 r16 m"  # memory receives 16 bits, whatever the operand size
+_WORD = "r m"  # 16 bits, whatever the operand size
+_ANY_OPERAND = "r32 r16 m32 m16"
+_DATA_SEGMENTS = ("es", "ds", "fs", "gs")
+
+
+def _privileged() -> list[Row]:
+    p, t = Class.PRIVILEGED, Treatment
     return [
-        Row("cli", "FA", p, True, t.CLEAR_IF),
-        Row("sti", "FB", p, True, t.SET_IF),
-        Row("hlt", "F4", p, True, t.CALLOUT),
-        Row("mov r,cr0", "0F 20 /0", p, True, t.READ_WORD, "CR0"),
-        Row("mov r,cr2", "0F 20 /2", p, True, t.READ_WORD, "CR2"),
-        Row("mov r,cr3", "0F 20 /3", p, True, t.READ_WORD, "CR3"),
-        Row("mov r,cr4", "0F 20 /4", p, True, t.READ_WORD, "CR4"),
-        Row("mov r,cr", "0F 20", p, True, t.CALLOUT),
-        Row("mov r,dr", "0F 21", p, True, t.CALLOUT),
-        Row("mov cr,r", "0F 22", p, True, t.CALLOUT),
-        Row("mov dr,r", "0F 23", p, True, t.CALLOUT),
-        Row("clts", "0F 06", p, True, t.CALLOUT),
-        Row("invd", "0F 08", p, True, t.NOTHING),
-        Row("wbinvd", "0F 09", p, True, t.NOTHING),
-        Row("lldt", "0F 00 /2", p, True, t.CALLOUT),
-        Row("ltr", "0F 00 /3", p, True, t.CALLOUT),
-        Row("lgdt", "0F 01 /2 m", p, True, t.CALLOUT),
-        Row("lidt", "0F 01 /3 m", p, True, t.CALLOUT),
-        Row("lmsw", "0F 01 /6", p, True, t.CALLOUT),
-        Row("invlpg", "0F 01 /7 m", p, True, t.CALLOUT),
-        Row("wrmsr", "0F 30", p, True, t.CALLOUT),
-        Row("rdmsr", "0F 32", p, True, t.CALLOUT),
-        Row("rdpmc", "0F 33", p, True, t.CALLOUT),
-        Row("sgdt", "0F 01 /0 m", s, False, t.READ_TABLE, "GDT_LIMIT"),
-        Row("sidt", "0F 01 /1 m", s, False, t.READ_TABLE, "IDT_LIMIT"),
-        Row("sldt", "0F 00 /0", s, False, t.READ_WORD, "LDT"),
-        Row("str", "0F 00 /1", s, False, t.READ_WORD, "TR"),
-        Row("smsw", "0F 01 /4", s, False, t.READ_WORD, "CR0"),
-        Row("pushf", "9C", s, False, t.PUSH_FLAGS),
-        Row("popf", "9D", s, False, t.POP_FLAGS),
-        Row("lar", "0F 02", s, False, t.CALLOUT),
-        Row("lsl", "0F 03", s, False, t.CALLOUT),
-        Row("verr", "0F 00 /4", s, False, t.CALLOUT),
-        Row("verw", "0F 00 /5", s, False, t.CALLOUT),
-        Row("arpl", "63", s, False, t.CALLOUT),
-        Row("push cs", "0E", s, False, t.PUSH_WORD, "CS"),
-        Row("push ss", "16", s, False, t.PUSH_WORD, "SS"),
-        Row("pop ss", "17", s, False, t.CALLOUT),
-        Row("mov r/m,cs", "8C /1", s, False, t.READ_WORD, "CS"),
-        Row("mov r/m,ss", "8C /2", s, False, t.READ_WORD, "SS"),
-        Row("mov cs,r/m", "8E /1", u, True, t.CALLOUT),
-        Row("mov ss,r/m", "8E /2", s, False, t.CALLOUT),
-        Row("lss", "0F B2", s, False, t.CALLOUT),
-        Row("call far", "9A", s, False, t.CALLOUT),
-        Row("call far m", "FF /3 m", s, False, t.CALLOUT),
-        Row("jmp far", "EA", s, False, t.CALLOUT),
-        Row("jmp far m", "FF /5 m", s, False, t.CALLOUT),
-        Row("ret far n", "CA", s, False, t.CALLOUT),
-        Row("ret far", "CB", s, False, t.CALLOUT),
-        Row("iret", "CF", s, False, t.RETURN_FROM_INTERRUPT),
-        Row("int3", "CC", s, True, t.CALLOUT),
-        Row("int", "CD", s, True, t.CALLOUT),
-        Row("into", "CE", s, False, t.CALLOUT),
-        Row("icebp", "F1", s, True, t.CALLOUT),
-        Row("sysenter", "0F 34", u, False, t.CALLOUT),
-        Row("sysexit", "0F 35", u, True, t.CALLOUT),
-        Row("syscall", "0F 05", u, False, t.CALLOUT),
-        Row("sysret", "0F 07", u, True, t.CALLOUT),
-        Row("rsm", "0F AA", u, True, t.CALLOUT),
-        Row("xgetbv vmx svm", "0F 01 /2 r", u, False, t.CALLOUT),
-        Row("svm", "0F 01 /3 r", u, True, t.CALLOUT),
-        Row("vmx", "0F 01 /0 r", u, True, t.CALLOUT),
-        Row("monitor mwait smap", "0F 01 /1 r", u, True, t.CALLOUT),
-        Row("pkru", "0F 01 /5", u, True, t.CALLOUT),
-        Row("swapgs rdtscp", "0F 01 /7 r", u, True, t.CALLOUT),
-        Row("jmp rel8", "EB", f, False, t.JUMP),
-        Row("jmp rel", "E9", f, False, t.JUMP),
-        *(Row(f"jcc rel8 {n:X}", f"{0x70 + n:02X}", f, False, t.BRANCH) for n in range(16)),
-        *(Row(f"jcc rel {n:X}", f"0F {0x80 + n:02X}", f, False, t.BRANCH) for n in range(16)),
-        Row("loopne", "E0", f, False, t.LOOP),
-        Row("loope", "E1", f, False, t.LOOP),
-        Row("loop", "E2", f, False, t.LOOP),
-        Row("jecxz", "E3", f, False, t.LOOP),
-        Row("call rel", "E8", f, False, t.CALL),
-        Row("ret n", "C2", f, False, t.RETURN),
-        Row("ret", "C3", f, False, t.RETURN),
-        Row("call r/m", "FF /2", f, False, t.INDIRECT_CALL),
-        Row("jmp r/m", "FF /4", f, False, t.INDIRECT_JUMP),
+        Row("cli", "FA", p, True, t.CLEAR_IF, "changes IF", hypercall="an event mask in shared memory"),
+        Row("sti", "FB", p, True, t.SET_IF, "changes IF", hypercall="an event mask in shared memory"),
+        Row("hlt", "F4", p, True, t.CALLOUT, "stops the processor", hypercall="sched_op"),
+        Row("mov r,cr0", "0F 20 /0", p, True, t.READ_WORD, "shows CR0", _SIZES, "CR0"),
+        Row("mov r,cr2", "0F 20 /2", p, True, t.READ_WORD, "shows CR2", _SIZES, "CR2", "a word in shared memory"),
+        Row("mov r,cr3", "0F 20 /3", p, True, t.READ_WORD, "shows CR3: where the page tables are", _SIZES, "CR3"),
+        Row("mov r,cr4", "0F 20 /4", p, True, t.READ_WORD, "shows CR4", _SIZES, "CR4"),
+        Row("mov r,cr", "0F 20", p, True, t.CALLOUT, "names a control register that does not exist", _SIZES),
+        Row("mov cr0,r", "0F 22 /0", p, True, t.CALLOUT, "changes CR0", _SIZES),
+        Row("mov cr2,r", "0F 22 /2", p, True, t.CALLOUT, "changes CR2", _SIZES),
+        Row("mov cr3,r", "0F 22 /3", p, True, t.CALLOUT, "changes CR3: where the page tables are", _SIZES, hypercall="mmuext_op"),
+        Row("mov cr4,r", "0F 22 /4", p, True, t.CALLOUT, "changes CR4", _SIZES),
+        Row("mov cr,r", "0F 22", p, True, t.CALLOUT, "names a control register that does not exist", _SIZES),
+        Row("mov r,dr", "0F 21", p, True, t.CALLOUT, "shows a debug register", _SIZES, hypercall="get_debugreg"),
+        Row("mov dr,r", "0F 23", p, True, t.CALLOUT, "changes a debug register", _SIZES, hypercall="set_debugreg"),
+        Row("clts", "0F 06", p, True, t.CALLOUT, "changes CR0.TS", hypercall="fpu_taskswitch"),
+        Row("lmsw", "0F 01 /6", p, True, t.CALLOUT, "changes CR0", _WORD),
+        Row("invd", "0F 08", p, True, t.NOTHING, "changes the caches"),
+        Row("wbinvd", "0F 09", p, True, t.NOTHING, "changes the caches", hypercall="mmuext_op"),
+        Row("invlpg", "0F 01 /7 m", p, True, t.CALLOUT, "changes the TLB", hypercall="mmuext_op"),
+        Row("lgdt", "0F 01 /2 m", p, True, t.CALLOUT, "changes GDTR", _SIZES, hypercall="set_gdt"),
+        Row("lidt", "0F 01 /3 m", p, True, t.CALLOUT, "changes IDTR", _SIZES, hypercall="set_trap_table"),
+        Row("lldt", "0F 00 /2", p, True, t.CALLOUT, "changes LDTR", _WORD, hypercall="mmuext_op"),
+        Row("ltr", "0F 00 /3", p, True, t.CALLOUT, "changes TR", _WORD, hypercall="stack_switch"),
+        Row("rdmsr", "0F 32", p, True, t.CALLOUT, "shows a model-specific register"),
+        Row("wrmsr", "0F 30", p, True, t.CALLOUT, "changes a model-specific register"),
+        Row("rdpmc", "0F 33", p, True, t.CALLOUT, "shows a performance counter"),
+        Row("sysexit", "0F 35", p, True, t.CALLOUT, "changes the privilege level", hypercall="iret"),
+        Row("in al,n", "E4", p, True, t.NATIVE, "reaches a device"),
+        Row("in eax,n", "E5", p, True, t.NATIVE, "reaches a device", _SIZES),
+        Row("in al,dx", "EC", p, True, t.NATIVE, "reaches a device"),
+        Row("in eax,dx", "ED", p, True, t.NATIVE, "reaches a device", _SIZES),
+        Row("out n,al", "E6", p, True, t.NATIVE, "reaches a device"),
+        Row("out n,eax", "E7", p, True, t.NATIVE, "reaches a device", _SIZES),
+        Row("out dx,al", "EE", p, True, t.NATIVE, "reaches a device"),
+        Row("out dx,eax", "EF", p, True, t.NATIVE, "reaches a device", _SIZES),
+        Row("insb", "6C", p, True, t.NATIVE, "reaches a device", "8 rep8"),
+        Row("ins", "6D", p, True, t.NATIVE, "reaches a device", "32 16 rep32 rep16"),
+        Row("outsb", "6E", p, True, t.NATIVE, "reaches a device", "8 rep8"),
+        Row("outs", "6F", p, True, t.NATIVE, "reaches a device", "32 16 rep32 rep16"),
     ]
 
 
-TABLE: tuple[Row, ...] = tuple(_rows())
+def _unprivileged() -> list[Row]:
+    s, t = Class.SENSITIVE, Treatment
+    return [
+        Row("sgdt", "0F 01 /0 m", s, False, t.READ_TABLE, "shows GDTR", _SIZES, "GDT_LIMIT"),
+        Row("sidt", "0F 01 /1 m", s, False, t.READ_TABLE, "shows IDTR", _SIZES, "IDT_LIMIT"),
+        Row("sldt", "0F 00 /0", s, False, t.READ_WORD, "shows LDTR", _STORED, "LDT"),
+        Row("str", "0F 00 /1", s, False, t.READ_WORD, "shows TR", _STORED, "TR"),
+        Row("smsw", "0F 01 /4", s, False, t.READ_WORD, "shows CR0", _STORED, "CR0"),
+        Row("pushf", "9C", s, False, t.PUSH_FLAGS, "shows IF and IOPL", _SIZES, hypercall="an event mask in shared memory"),
+        Row("popf", "9D", s, False, t.POP_FLAGS, "changes IF and IOPL, or silently does not", _SIZES, hypercall="an event mask in shared memory"),
+        Row("lar", "0F 02", s, False, t.CALLOUT, "shows a descriptor, by the privilege level", _ANY_OPERAND),
+        Row("lsl", "0F 03", s, False, t.CALLOUT, "shows a descriptor, by the privilege level", _ANY_OPERAND),
+        Row("verr", "0F 00 /4", s, False, t.CALLOUT, "shows a descriptor, by the privilege level", _WORD),
+        Row("verw", "0F 00 /5", s, False, t.CALLOUT, "shows a descriptor, by the privilege level", _WORD),
+        Row("arpl", "63", s, False, t.CALLOUT, "handles privilege levels of selectors", _WORD),
+        Row("cpuid", "0F A2", s, False, t.NATIVE, "shows which processor this is", hypercall="an emulated cpuid behind a prefix"),
+        Row("rdtsc", "0F 31", s, False, t.NATIVE, "shows the time; privileged with CR4.TSD"),
+        *_segment_registers(),
+        Row("call far", "9A", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
+        Row("call far m", "FF /3 m", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
+        Row("jmp far", "EA", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
+        Row("jmp far m", "FF /5 m", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
+        Row("ret far n", "CA", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
+        Row("ret far", "CB", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
+        Row("iret", "CF", s, False, t.RETURN_FROM_INTERRUPT, "loads CS and flags, by the privilege level", _SIZES, hypercall="iret"),
+        Row("int3", "CC", s, True, t.CALLOUT, "goes through the IDT"),
+        Row("int", "CD", s, True, t.CALLOUT, "goes through the IDT"),
+        Row("into", "CE", s, True, t.CALLOUT, "goes through the IDT"),
+        Row("icebp", "F1", s, True, t.CALLOUT, "goes through the IDT"),
+        Row("sysenter", "0F 34", s, True, t.CALLOUT, "changes the privilege level"),
+    ]
 
-_Forms = dict[tuple[int | None, bool | None], Row]  # (reg field, memory operand?) -> row; None: any
+
+def _segment_registers() -> list[Row]:
+    """Reads and loads of segment registers. CS and SS of a deprivileged kernel have another RPL; the others are the guest's own."""
+    s, u, t = Class.SENSITIVE, Class.UNDEFINED, Treatment
+    shows, loads = "shows a selector and its privilege level", "loads a segment, by the privilege level"
+    pushed = {"es": "06", "cs": "0E", "ss": "16", "ds": "1E", "fs": "0F A0", "gs": "0F A8"}
+    popped = {"es": "07", "ds": "1F", "fs": "0F A1", "gs": "0F A9"}
+    far = {"es": "C4", "ds": "C5", "fs": "0F B4", "gs": "0F B5"}
+    rows = []
+    for name, opcode in pushed.items():
+        kept = name in ("cs", "ss")
+        rows.append(Row(f"push {name}", opcode, s, False, t.PUSH_WORD if kept else t.NATIVE, shows, _SIZES, name.upper() if kept else ""))
+    for reg, name in enumerate(pushed):
+        kept = name in ("cs", "ss")
+        rows.append(Row(f"mov r/m,{name}", f"8C /{reg}", s, False, t.READ_WORD if kept else t.NATIVE, shows, _STORED, name.upper() if kept else ""))
+    rows += [Row(f"pop {name}", opcode, s, False, t.LOAD_SEGMENT, loads, _SIZES) for name, opcode in popped.items()]
+    rows.append(Row("pop ss", "17", s, False, t.CALLOUT, loads, _SIZES))
+    rows += [Row(f"mov {name},r/m", f"8E /{reg}", s, False, t.LOAD_SEGMENT, loads, _WORD) for reg, name in enumerate(pushed) if name in popped]
+    rows.append(Row("mov ss,r/m", "8E /2", s, False, t.CALLOUT, loads, _WORD))
+    rows.append(Row("mov cs,r/m", "8E /1", u, True, t.CALLOUT, "does not exist", _WORD))
+    rows += [Row(f"l{name}", f"{opcode} m", s, False, t.CALLOUT, loads, _SIZES) for name, opcode in far.items()]
+    rows.append(Row("lss", "0F B2 m", s, False, t.CALLOUT, loads, _SIZES))
+    return rows
 
 
-def _by_opcode() -> dict[int, _Forms]:
-    opcodes: dict[int, _Forms] = {}
-    for row in TABLE:
-        opcode, reg, memory = 0, None, None
-        for part in row.opcode.split():
-            if part.startswith("/"):
-                reg = int(part[1:])
-            elif part in ("m", "r"):
-                memory = part == "m"
-            else:
-                opcode = opcode << 8 | int(part, 16)
-        opcodes.setdefault(opcode, {})[reg, memory] = row
-    return opcodes
+def _undefined() -> list[Row]:
+    """What the virtual CPU does not offer."""
+    u, t = Class.UNDEFINED, Treatment
+    absent = {
+        "syscall": ("0F 05", "changes the privilege level"),
+        "sysret": ("0F 07", "changes the privilege level"),
+        "rsm": ("0F AA", "leaves system management mode"),
+        "xgetbv": ("0F 01 D0", "shows XCR0"),
+        "xsetbv": ("0F 01 D1", "changes XCR0"),
+        "rdtscp": ("0F 01 F9", "shows the time and the processor's number"),
+        "swapgs": ("0F 01 F8", "changes the base of GS; 64-bit code only"),
+        "monitor": ("0F 01 C8", "waits for a store"),
+        "mwait": ("0F 01 C9", "waits for a store"),
+        "clac": ("0F 01 CA", "changes AC"),
+        "stac": ("0F 01 CB", "changes AC"),
+        "rdpkru": ("0F 01 EE", "shows PKRU"),
+        "wrpkru": ("0F 01 EF", "changes PKRU"),
+        "vmcall": ("0F 01 C1", "calls a hypervisor"),
+        "vmrun": ("0F 01 D8", "enters a guest"),
+        "vmmcall": ("0F 01 D9", "calls a hypervisor"),
+        "vmload": ("0F 01 DA", "loads a guest's state"),
+        "vmsave": ("0F 01 DB", "stores a guest's state"),
+        "stgi": ("0F 01 DC", "changes the global interrupt flag"),
+        "clgi": ("0F 01 DD", "changes the global interrupt flag"),
+        "skinit": ("0F 01 DE", "starts a secure loader"),
+        "invlpga": ("0F 01 DF", "changes the TLB"),
+        "0f 01 /0 r": ("0F 01 /0 r", "holds the rest of VT-x"),
+        "0f 01 /1 r": ("0F 01 /1 r", "holds SGX"),
+        "0f 01 /2 r": ("0F 01 /2 r", "holds transactions and vmfunc"),
+        "0f 01 /5": ("0F 01 /5", "holds control-flow enforcement"),
+        "0f 01 /7 r": ("0F 01 /7 r", "holds monitorx, mwaitx and clzero"),
+    }
+    return [Row(name, opcode, u, True, t.CALLOUT, why) for name, (opcode, why) in absent.items()]
 
 
-_OPCODES = _by_opcode()
-_ANY = (None, None)
+def _flow() -> list[Row]:
+    f, t, why = Class.FLOW, Treatment, "changes EIP"
+    return [
+        Row("jmp rel8", "EB", f, False, t.JUMP, why, _SIZES),
+        Row("jmp rel", "E9", f, False, t.JUMP, why, _SIZES),
+        *(Row(f"jcc rel8 {n:X}", f"{0x70 + n:02X}", f, False, t.BRANCH, why, _SIZES) for n in range(16)),
+        *(Row(f"jcc rel {n:X}", f"0F {0x80 + n:02X}", f, False, t.BRANCH, why, _SIZES) for n in range(16)),
+        Row("loopne", "E0", f, False, t.LOOP, why, _SIZES),
+        Row("loope", "E1", f, False, t.LOOP, why, _SIZES),
+        Row("loop", "E2", f, False, t.LOOP, why, _SIZES),
+        Row("jecxz", "E3", f, False, t.LOOP, why, _SIZES),
+        Row("call rel", "E8", f, False, t.CALL, why, _SIZES),
+        Row("ret n", "C2", f, False, t.RETURN, why, _SIZES),
+        Row("ret", "C3", f, False, t.RETURN, why, _SIZES),
+        Row("call r/m", "FF /2", f, False, t.INDIRECT_CALL, why, _ANY_OPERAND),
+        Row("jmp r/m", "FF /4", f, False, t.INDIRECT_JUMP, why, _ANY_OPERAND),
+    ]
+
+
+TABLE: tuple[Row, ...] = (*_privileged(), *_unprivileged(), *_undefined(), *_flow())
+
+_ModRms = tuple[Row | None, ...]  # a row by ModRM byte
+
+
+def _matches(row: Row) -> tuple[int, tuple[int, ...]]:
+    """(opcode, one byte or 0Fxx; the ModRM bytes that make it this row's)."""
+    parts = row.opcode.split()
+    numbers = [int(part, 16) for part in parts if part not in ("m", "r") and not part.startswith("/")]
+    escaped = numbers[0] == 0x0F
+    opcode = 0x0F00 | numbers[1] if escaped else numbers[0]
+    if len(numbers) > 1 + escaped:
+        return opcode, (numbers[-1],)
+    regs = [int(part[1:]) for part in parts if part.startswith("/")] or range(8)
+    return opcode, tuple(m for m in range(256) if m >> 3 & 7 in regs and parts[-1] != ("m" if m >= 0xC0 else "r"))
+
+
+def _by_opcode(rows: tuple[Row, ...]) -> dict[int, _ModRms]:
+    """Of rows that claim the same ModRM byte the one that claims fewest has it."""
+    found: dict[int, list[Row | None]] = {}
+    for opcode, modrms, row in sorted(((*_matches(row), row) for row in rows), key=lambda match: -len(match[1])):
+        claimed = found.setdefault(opcode, [None] * 256)
+        for modrm in modrms:
+            claimed[modrm] = row
+    return {opcode: tuple(claimed) for opcode, claimed in found.items()}
+
+
+_ROWS = _by_opcode(TABLE)
+_TRANSLATED = _by_opcode(tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE))
 
 
 def classify(opcode: int, modrm: int) -> Row | None:
-    """The row of an instruction by its opcode (one byte, or 0Fxx) and ModRM byte; None: innocuous, copied as it is."""
-    forms = _OPCODES.get(opcode)
-    if forms is None:
-        return None
-    if len(forms) == 1:
-        row = forms.get(_ANY)
-        if row is not None:
-            return row
-    reg, memory = modrm >> 3 & 7, modrm < 0xC0
-    for key in ((reg, memory), (reg, None), (None, memory), _ANY):
-        row = forms.get(key)
-        if row is not None:
-            return row
-    return None
+    """The row of an instruction that the translator may not copy, by its opcode (one byte, or 0Fxx) and ModRM byte; None: copied as it is."""
+    rows = _TRANSLATED.get(opcode)
+    return None if rows is None else rows[modrm]
+
+
+def row_of(opcode: int, modrm: int) -> Row | None:
+    """The row of any instruction of the table, those that the translator copies included; None: innocuous."""
+    rows = _ROWS.get(opcode)
+    return None if rows is None else rows[modrm]
+
+
+_EXITS_OF_HW = ("hlt", "cpuid", "invlpg", "rdmsr", "wrmsr", "mov cr0,r", "mov cr3,r", "mov cr4,r", "clts", "lmsw", "in ", "out ", "ins", "outs")
+
+
+def treatments(row: Row) -> dict[str, str]:
+    """What each back-end does about an instruction of the guest's kernel, in a word or two, by the back-end's name.
+
+    trap runs it at CPL 1 or 3 as it stands: what does not trap there slips, and shows or changes the VMM's state.
+    """
+    here = row.treatment
+    slips = row.klass is Class.SENSITIVE and not row.traps
+    if row.klass is Class.UNDEFINED:
+        trap = step = pv = "undefined"
+    else:
+        trap = "traps" if row.traps else "slips" if slips else "runs"
+        step = "runs" if here is Treatment.NATIVE or row.klass is Class.FLOW else "emulated"
+        pv = f"hypercall: {row.hypercall}" if row.hypercall else trap
+    hw = "exits" if row.name.startswith(_EXITS_OF_HW) else "runs"
+    return {"bt": here.name.lower().replace("_", " "), "pv": pv, "hw": hw, "trap": trap, "step": step, "native": "runs"}

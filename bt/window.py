@@ -30,7 +30,8 @@ RETURNS_SIZE = 0x40000  # 65,536 entries of 4 bytes
 MODES = 8
 SLOTS = RETURNS + (MODES + 1) * RETURNS_SIZE  # chaining slots of 4 bytes; not 256 pages from a table: the CPU's TLB would hold only one
 CODE = 0x400000
-SLOT_LIMIT = (CODE - SLOTS) // 4
+LOADABLE = CODE - 0x10000  # a byte for each selector: 1 when the guest's kernel may load it into a data segment register
+SLOT_LIMIT = (LOADABLE - SLOTS) // 4
 
 PLAIN_CLEAR, PLAIN_SET = 1, 2  # classes of flags that a stub may load: IF clear, IF set; 0: ask the VMM
 

@@ -1,21 +1,23 @@
 """What CPUID and the MSRs say: the CPU that guests see, kept to what this machine can do.
 
-A 32-bit CPU of the class of QEMU's qemu32 with NX: no long mode, SEP, XSAVE, MONITOR or SMEP, which the translator or the
+A 32-bit CPU of the class of QEMU's qemu32 with NX: no long mode, XSAVE, MONITOR or SMEP, which the translator or the
 engine do not offer. Knows no guest.
 """
 
 from __future__ import annotations
 
-_FPU, _DE, _PSE, _TSC, _MSR, _PAE, _MCE, _CX8, _APIC, _PGE, _MCA, _CMOV, _PAT = (1 << n for n in (0, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16))
+_FPU, _DE, _PSE, _TSC, _MSR, _PAE, _CX8, _APIC, _SEP, _PGE, _CMOV, _PAT = (1 << n for n in (0, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16))
 _CLFSH, _MMX, _FXSR, _SSE, _SSE2 = (1 << n for n in (19, 23, 24, 25, 26))
-FEATURES_EDX = _FPU | _DE | _PSE | _TSC | _MSR | _PAE | _CX8 | _APIC | _PGE | _CMOV | _PAT | _CLFSH | _MMX | _FXSR | _SSE | _SSE2
+FEATURES_EDX = _FPU | _DE | _PSE | _TSC | _MSR | _PAE | _CX8 | _APIC | _SEP | _PGE | _CMOV | _PAT | _CLFSH | _MMX | _FXSR | _SSE | _SSE2
 FEATURES_ECX = 1 << 0 | 1 << 9 | 1 << 19 | 1 << 20 | 1 << 23  # SSE3 SSSE3 SSE4.1 SSE4.2 POPCNT
 _NX = 1 << 20
 _BRAND = b"VMM virtual CPU on Unicorn".ljust(48, b"\0")
 
 APIC_BASE = 0x1B
+SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0x174, 0x175, 0x176
 EFER = 0xC0000080
 _KNOWN_MSRS = {0x10: 0, 0x17: 0, APIC_BASE: 0xFEE00900, 0x8B: 0, 0x277: 0x0007040600070406, 0x1A0: 0, EFER: 0}
+_KNOWN_MSRS |= {SYSENTER_CS: 0, SYSENTER_ESP: 0, SYSENTER_EIP: 0}
 
 
 def cpuid(leaf: int, subleaf: int, initial_apic_id: int = 0) -> tuple[int, int, int, int]:

@@ -37,6 +37,7 @@ _INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
 _IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
 _OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
 _INSN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -53,8 +54,9 @@ class Machine:
 
     memory, words, quads: all of it as bytes, 32-bit and 64-bit words; a host-physical address (divided by the width) indexes it.
     state: the CPU's live state as 32-bit words, indexed by `Cpu`. Exact inside a callback and between runs.
-    The four handlers are called inside the engine: on_interrupt(vector) for every exception and INT, on_invalid() for an
-    undefined instruction, on_port(port, size, value or None to read), on_cpuid() for CPUID: True when it was emulated.
+    The handlers are called inside the engine: on_interrupt(vector) for every exception and INT, on_invalid() for an
+    undefined instruction, on_port(port, size, value or None to read), on_cpuid() for CPUID: True when it was emulated,
+    on_fast_call() for SYSENTER and SYSCALL, which returns the instruction's size in bytes.
     """
 
     def __init__(self, size: int, runs: int = 0) -> None:
@@ -76,6 +78,7 @@ class Machine:
         self.on_invalid: Callable[[], None] = lambda: _unexpected(6)
         self.on_port: Callable[[int, int, int | None], int] = lambda port, size, value: (1 << 8 * size) - 1
         self.on_cpuid: Callable[[], bool] = lambda: False
+        self.on_fast_call: Callable[[], int] = lambda: 0
         self.running = False
         self._failure: BaseException | None = None
         self._rflags = ctypes.c_uint64()
@@ -244,6 +247,8 @@ class Machine:
         """Erratum 15: the hooks of instructions that must never be lost come before those of IN and OUT."""
         self._callbacks = [
             self._hook(uc_const.UC_HOOK_INSN, _INSN(self._cpuid), uc_x86.UC_X86_INS_CPUID),
+            self._hook(uc_const.UC_HOOK_INSN, _CALL(self._fast_call), uc_x86.UC_X86_INS_SYSENTER),
+            self._hook(uc_const.UC_HOOK_INSN, _CALL(self._fast_call), uc_x86.UC_X86_INS_SYSCALL),
             self._hook(uc_const.UC_HOOK_INSN, _IN(self._in), uc_x86.UC_X86_INS_IN),
             self._hook(uc_const.UC_HOOK_INSN, _OUT(self._out), uc_x86.UC_X86_INS_OUT),
             self._hook(uc_const.UC_HOOK_INTR, _INTR(self._interrupt), 0),
@@ -297,6 +302,15 @@ class Machine:
         except BaseException as failure:
             self._fail(failure)
             return 1
+
+    def _fast_call(self, _handle: int, _data: int) -> None:
+        """SYSENTER and SYSCALL: behind this the CPU adds the instruction's size to EIP, and does nothing else."""
+        state = self.state
+        try:
+            size = self.on_fast_call()
+            state[Cpu.EIP] = state[Cpu.EIP] - size & 0xFFFFFFFF
+        except BaseException as failure:
+            self._fail(failure)
 
 
 def _scattered(count: int) -> list[int]:

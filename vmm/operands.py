@@ -10,6 +10,7 @@ from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction
 from vmm.cpu_state import Cpu
 from vmm.mmu.linear import LinearMemory
 from vmm.vcpu import Vcpu
+from vmm.x86.descriptors import Segment
 
 _OVERRIDES = {0x26: Cpu.ES, 0x2E: Cpu.CS, 0x36: Cpu.SS, 0x3E: Cpu.DS, 0x64: Cpu.FS, 0x65: Cpu.GS}
 _BASES_16 = ((3, 6), (3, 7), (5, 6), (5, 7), (6,), (7,), (5,), (3,))
@@ -102,8 +103,8 @@ class Operands:
         image = self.linear.read(vcpu.ss.base + (vcpu.esp & mask) & 0xFFFFFFFF, size * count, vcpu.cpl == 3)
         return [int.from_bytes(image[n : n + size], "little") for n in range(0, len(image), size)]
 
-    def drop(self, size: int) -> None:
-        """Moves the stack pointer over `size` bytes."""
+    def drop(self, size: int, stack: Segment | None = None) -> None:
+        """Moves the stack pointer over `size` bytes of the current stack, or of `stack`."""
         vcpu = self.vcpu
-        mask = 0xFFFFFFFF if vcpu.ss.wide else 0xFFFF
+        mask = 0xFFFFFFFF if (stack or vcpu.ss).wide else 0xFFFF
         vcpu.esp = vcpu.esp & ~mask | vcpu.esp + size & mask

@@ -56,6 +56,21 @@ class Segments:
             raise GuestFault(Vector.SS, error)
         return segment(selector, self.mark_accessed(descriptor, address))
 
+    def data(self, selector: int) -> Segment:
+        """The segment that loading DS, ES, FS or GS with `selector` gives; a null one may be loaded."""
+        error = selector & 0xFFFC
+        if not error:
+            return Segment(selector, 0, 0, 0)
+        descriptor, address = self.descriptor(selector)
+        high = descriptor >> 32
+        if not high & SEGMENT or high & CODE and not high & WRITABLE:  # of code the same bit says that it is readable
+            raise GuestFault(Vector.GP, error)
+        if not (high & CODE and high & CONFORMING) and dpl(high) < max(self.vcpu.cpl, selector & 3):
+            raise GuestFault(Vector.GP, error)
+        if not high & PRESENT:
+            raise GuestFault(Vector.NP, error)
+        return segment(selector, self.mark_accessed(descriptor, address))
+
     def code(self, selector: int, *, returning: bool = False) -> Segment:
         """The code segment for a far jump or call (no gates), or, `returning`, for a far return or iret. Keeps or raises the CPL."""
         cpl = self.vcpu.cpl

@@ -14,7 +14,7 @@ from bt.decode import decode
 from bt.discover import discover
 from bt.emit import Emitter, Options
 from bt.listing import listing
-from bt.sensitive import TABLE, Row, Treatment, classify
+from bt.sensitive import TABLE, Row, Treatment, row_of
 from bt.window import CODE, SLOTS
 from tests.expect.forms import forms, rows
 
@@ -66,7 +66,7 @@ def test_every_form_is_of_its_row() -> None:
         for form in forms(row):
             instruction = next(decode(form + bytes(15), 0), None)
             if instruction is not None:
-                assert classify(instruction.opcode, instruction.modrm) is row, (row.name, form.hex())
+                assert row_of(instruction.opcode, instruction.modrm) is row, (row.name, form.hex())
 
 
 BLOCKS = {

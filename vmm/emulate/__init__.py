@@ -6,7 +6,7 @@ Knows no back-end and no translation.
 
 from __future__ import annotations
 
-from vmm.emulate import control, flow, interrupts, msrs, selectors, tables, transfers, visibility
+from vmm.emulate import control, fast_calls, flow, interrupts, msrs, selectors, tables, transfers, visibility
 from vmm.emulate.control import set_cr0
 from vmm.emulate.routine import Routine, undefined
 
@@ -28,7 +28,7 @@ ROUTINES: dict[str, Routine] = {
     "mov r,cr3": control.read_control,
     "mov r,cr4": control.read_control,
     "mov r,cr": control.read_control,
-    "mov cr,r": control.write_control,
+    **{f"mov cr{n},r": control.write_control for n in (0, 2, 3, 4)},
     "mov r,dr": control.read_debug,
     "mov dr,r": control.write_debug,
     "clts": control.clts,
@@ -48,13 +48,13 @@ ROUTINES: dict[str, Routine] = {
     "ltr": tables.ltr,
     "sldt": tables.sldt,
     "str": tables.str_,
-    "push cs": selectors.push_segment,
-    "push ss": selectors.push_segment,
-    "mov r/m,cs": selectors.read_segment,
-    "mov r/m,ss": selectors.read_segment,
-    "mov ss,r/m": selectors.mov_ss,
-    "pop ss": selectors.pop_ss,
-    "lss": selectors.lss,
+    **{f"push {name}": selectors.push_segment for name in ("es", "cs", "ss", "ds", "fs", "gs")},
+    **{f"mov r/m,{name}": selectors.read_segment for name in ("es", "cs", "ss", "ds", "fs", "gs")},
+    **{f"mov {name},r/m": selectors.mov_segment for name in ("es", "ss", "ds", "fs", "gs")},
+    **{f"pop {name}": selectors.pop_segment for name in ("es", "ss", "ds", "fs", "gs")},
+    **{f"l{name}": selectors.load_far_pointer for name in ("es", "ss", "ds", "fs", "gs")},
+    "sysenter": fast_calls.sysenter,
+    "sysexit": fast_calls.sysexit,
     "jmp far": transfers.jmp_far,
     "jmp far m": transfers.jmp_far,
     "call far": transfers.call_far,

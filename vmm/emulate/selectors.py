@@ -1,10 +1,11 @@
-"""CS and SS: reads of both, and loads of SS."""
+"""Segment registers: reads of their selectors, and loads of ES, SS, DS, FS and GS by MOV, POP, LDS to LGS."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from bt.decode import Instruction
+from vmm.cpu_state import Cpu
 from vmm.emulate.routine import Result
 from vmm.faults import GuestFault
 from vmm.x86.bits import Vector
@@ -12,48 +13,64 @@ from vmm.x86.bits import Vector
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
+_CS, _SS = 1, 2  # numbers of segment registers, as in an instruction's reg field
+_FAR_POINTERS = {0xC4: 0, 0xC5: 3, 0x0FB2: _SS, 0x0FB4: 4, 0x0FB5: 5}
+_WORDS = 6  # of a segment register in the CPU's state
+
+
+def _selector(vm: Vm, number: int) -> int:
+    """The selector in a segment register, by its number."""
+    if number in (_CS, _SS):
+        return (vm.vcpu.cs if number == _CS else vm.vcpu.ss).selector
+    selector: int = vm.vcpu.state[Cpu.ES + _WORDS * number]
+    return selector
+
+
+def _load(vm: Vm, number: int, selector: int) -> None:
+    if number == _SS:
+        vm.vcpu.ss = vm.segments.stack(selector, vm.vcpu.cpl)
+        vm.vcpu.inhibited = True
+        return
+    held, machine = vm.segments.data(selector), vm.machine
+    machine.set_segment(Cpu.ES + _WORDS * number, selector, held.base, held.limit, held.attributes)
+    machine.set_mode(vm.vcpu.state[Cpu.HFLAGS] & 3)
+    if not vm.vcpu.cpl:
+        vm.descriptors.loaded(selector)
+
 
 def push_segment(vm: Vm, instruction: Instruction) -> Result:
-    """PUSH CS, PUSH SS."""
-    vcpu = vm.vcpu
-    vm.operands.push((vcpu.cs if instruction.opcode == 0x0E else vcpu.ss).selector, size=vm.operands.size(instruction))
+    vm.operands.push(_selector(vm, instruction.opcode >> 3 & 7), size=vm.operands.size(instruction))
     return None
 
 
 def read_segment(vm: Vm, instruction: Instruction) -> Result:
-    """MOV r/m, CS or SS."""
-    vcpu = vm.vcpu
+    """MOV r/m from a segment register."""
     size = vm.operands.size(instruction) if instruction.modrm >= 0xC0 else 2
-    vm.operands.write(instruction, size, (vcpu.cs if instruction.modrm >> 3 & 7 == 1 else vcpu.ss).selector)
+    vm.operands.write(instruction, size, _selector(vm, instruction.modrm >> 3 & 7))
     return None
 
 
-def _load_ss(vm: Vm, selector: int) -> None:
-    stack = vm.segments.stack(selector, vm.vcpu.cpl)
-    vm.vcpu.ss = stack
-    vm.vcpu.inhibited = True
-
-
-def mov_ss(vm: Vm, instruction: Instruction) -> Result:
-    _load_ss(vm, vm.operands.read(instruction, 2))
+def mov_segment(vm: Vm, instruction: Instruction) -> Result:
+    _load(vm, instruction.modrm >> 3 & 7, vm.operands.read(instruction, 2))
     return None
 
 
-def pop_ss(vm: Vm, instruction: Instruction) -> Result:
+def pop_segment(vm: Vm, instruction: Instruction) -> Result:
+    """The stack pointer moves by the width of the stack that the selector was on, also when SS itself is loaded."""
     size = vm.operands.size(instruction)
     (selector,) = vm.operands.peek(1, size)
-    esp = vm.vcpu.esp
-    _load_ss(vm, selector & 0xFFFF)
-    vm.vcpu.esp = esp
-    vm.operands.drop(size)
+    stack = vm.vcpu.ss
+    _load(vm, instruction.opcode >> 3 & 7, selector & 0xFFFF)
+    vm.operands.drop(size, stack)
     return None
 
 
-def lss(vm: Vm, instruction: Instruction) -> Result:
+def load_far_pointer(vm: Vm, instruction: Instruction) -> Result:
+    """LDS, LES, LFS, LGS, LSS."""
     if instruction.modrm >= 0xC0:
         raise GuestFault(Vector.UD)
     size, address, user = vm.operands.size(instruction), vm.operands.address(instruction), vm.vcpu.cpl == 3
     offset, selector = vm.linear.read_int(address, size, user), vm.linear.read_int(address + size, 2, user)
-    _load_ss(vm, selector)
+    _load(vm, _FAR_POINTERS[instruction.opcode], selector)
     vm.operands.write_register(instruction.modrm >> 3 & 7, size, offset)
     return None

@@ -37,3 +37,7 @@ class Descriptors(Protocol):
     def drop_all(self) -> None:
         """The guest loaded another table: forgets what was derived from the former one."""
         ...
+
+    def loaded(self, selector: int) -> None:
+        """A data segment register was loaded with `selector` at privilege level 0: the CPU may do that by itself until the descriptor changes."""
+        ...

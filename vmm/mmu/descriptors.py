@@ -3,6 +3,9 @@
 Filled on demand like a TLB: entries start absent, the load faults, the guest's descriptor is checked, copied with its
 privilege adapted, and its page is write-protected; a write to that page drops the entries again. So a load always sees the
 descriptor that stands in guest memory, and sets its accessed bit. Gates and system descriptors are never shown to the CPU.
+
+At its own privilege level the CPU cannot check what a guest's kernel may load: descriptors of DPL 0 and 1 look the same to it. So
+translated kernel code leaves a load to the CPU only for selectors that were checked and are marked `loadable`.
 """
 
 from __future__ import annotations
@@ -19,18 +22,29 @@ from vmm.x86.descriptors import ACCESSED, PRESENT, SEGMENT, dpl
 
 _ENTRIES = 8192
 _EMPTY = memoryview(bytes(_ENTRIES * 8)).cast("Q")
+_NONE_LOADABLE = bytes(1 << 16)
+_NULL_LOADABLE = b"\1" * 4  # null selectors may always be loaded
 
 
 class ShadowDescriptors:
-    """The shadow GDT and LDT of one guest. ring: the CPL of the guest's kernel. With ring 3 user mode has tables of its own."""
+    """The shadow GDT and LDT of one guest. ring: the CPL of the guest's kernel. With ring 3 user mode has tables of its own.
+
+    loadable: a byte for each selector, where translated kernel code reads it.
+    """
 
     def __init__(self, machine: Machine, memory: GuestMemory, paging: GuestPaging, mmu: ShadowMmu, host: HostSpace, vcpu: Vcpu, ring: int) -> None:
         self.machine, self.memory, self.paging, self.mmu, self.vcpu, self.ring = machine, memory, paging, mmu, vcpu, ring
         self.quads, self.base = machine.quads, host.descriptors
         self.shown: dict[int, set[int]] = {}  # gfn of a guest descriptor -> quads indices of its shadows
         self.pages: dict[int, int] = {}  # linear page of shown descriptors -> gfn
+        self.loadable = memoryview(bytearray(1 << 16))
         self.drop_all()
         self.enter(user=False)
+
+    def use_loadable(self, memory: memoryview) -> None:
+        """Keeps `loadable` in 64 KiB of memory that translated code can read."""
+        memory[:] = self.loadable
+        self.loadable = memory
 
     def enter(self, user: bool) -> None:
         """Points the CPU at the tables of a mode."""
@@ -48,6 +62,8 @@ class ShadowDescriptors:
         for table in range(4):
             at = self.base + table * _ENTRIES
             self.quads[at : at + _ENTRIES] = _EMPTY
+        self.loadable[:] = _NONE_LOADABLE
+        self.loadable[:4] = _NULL_LOADABLE
         self.shown.clear()
         self.pages.clear()
 
@@ -66,6 +82,17 @@ class ShadowDescriptors:
         """A page with descriptors is opened for writing."""
         for index in self.shown.pop(gfn, ()):
             self.quads[index] = 0
+            table, entry = divmod(index - self.base, _ENTRIES)
+            if table < 2:
+                selector = entry << 3 | table << 2
+                self.loadable[selector : selector + 4] = _NONE_LOADABLE[:4]
+
+    def loaded(self, selector: int) -> None:
+        """The guest's kernel has loaded a data segment register with this selector, all checks passed: the CPU may do so from now on."""
+        if selector & 0xFFFC:
+            self.fill(selector & 0xFFFC, user=False)
+        if self.quads[self.base + (_ENTRIES if selector & 4 else 0) + (selector >> 3)]:
+            self.loadable[selector] = 1
 
     def fill(self, error: int, user: bool) -> bool:
         """A load of a selector faulted with this error code: shows the guest's descriptor to the CPU. False: the fault is true."""

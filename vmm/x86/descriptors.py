@@ -10,6 +10,8 @@ PRESENT = 1 << 15
 WIDE = 1 << 22  # D or B: 32-bit
 GRANULAR = 1 << 23
 
+FLAT_CODE, FLAT_DATA = 0x00CF9B00, 0x00CF9300  # accessed, 32-bit, of all 4 GiB, for ring 0
+
 LDT_TYPE, TSS_AVAILABLE, TSS_BUSY, CALL_GATE, TASK_GATE, INTERRUPT_GATE, TRAP_GATE = 2, 9, 11, 12, 5, 14, 15
 
 
@@ -43,6 +45,11 @@ def segment(selector: int, descriptor: int) -> Segment:
 def dpl(high: int) -> int:
     """Descriptor privilege level of a second descriptor word."""
     return high >> 13 & 3
+
+
+def with_dpl(high: int, level: int) -> int:
+    """A second descriptor word with another privilege level."""
+    return high & ~0x6000 | level << 13
 
 
 def system_type(high: int) -> int:

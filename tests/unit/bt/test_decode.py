@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bt.decode import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, decode, memory_operand, operand_registers
-from bt.sensitive import TABLE, classify
+from bt.sensitive import TABLE, Treatment, classify, row_of
 
 _capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
 _capstone.detail = True
@@ -93,16 +93,23 @@ def test_every_row_of_the_table_is_found_by_its_own_opcode() -> None:
     ("opcode", "modrm", "name"),
     (
         (0x0F01, 0x00, "sgdt"),
-        (0x0F01, 0xC1, "vmx"),
+        (0x0F01, 0xC1, "vmcall"),
+        (0x0F01, 0xC2, "0f 01 /0 r"),
+        (0x0F01, 0xD0, "xgetbv"),
         (0x0F01, 0xE0, "smsw"),
         (0x0F01, 0x38, "invlpg"),
-        (0x0F01, 0xF8, "swapgs rdtscp"),
+        (0x0F01, 0xF8, "swapgs"),
+        (0x0F01, 0xF9, "rdtscp"),
+        (0x0F01, 0xFA, "0f 01 /7 r"),
         (0x0F20, 0xC0, "mov r,cr0"),
         (0x0F20, 0xC8, "mov r,cr"),
+        (0x0F22, 0x23, "mov cr4,r"),
+        (0x0F22, 0xC8, "mov cr,r"),
         (0x8C, 0xC8, "mov r/m,cs"),
         (0x8C, 0xD8, None),
         (0x8E, 0xD0, "mov ss,r/m"),
-        (0x8E, 0xD8, None),
+        (0x8E, 0xD8, "mov ds,r/m"),
+        (0x8E, 0xF0, None),
         (0xFF, 0x10, "call r/m"),
         (0xFF, 0x18, "call far m"),
         (0xFF, 0xD8, None),
@@ -113,9 +120,20 @@ def test_every_row_of_the_table_is_found_by_its_own_opcode() -> None:
     ),
 )
 def test_classes(opcode: int, modrm: int, name: str | None) -> None:
-    """The reg field and the kind of operand choose among the forms of an opcode; innocuous ones have no row."""
+    """The reg field and the kind of operand choose among the forms of an opcode; what is copied has no row."""
     row = classify(opcode, modrm)
     assert (row.name if row else None) == name
+
+
+def test_what_the_translator_copies_has_a_row_all_the_same() -> None:
+    """The translator asks only for what it may not copy; whoever wants to know of every row finds them all."""
+    assert row_of(0x0F31, 0) is next(row for row in TABLE if row.name == "rdtsc")
+    assert row_of(0x0FA2, 0xC0) is next(row for row in TABLE if row.name == "cpuid")
+    assert row_of(0x8C, 0xD8) is next(row for row in TABLE if row.name == "mov r/m,ds")
+    assert row_of(0x89, 0xC8) is None
+    classified = {classify(opcode, modrm) for opcode in (*range(256), *range(0x0F00, 0x1000)) for modrm in range(256)}
+    for row in TABLE:
+        assert (row in classified) == (row.treatment is not Treatment.NATIVE), row.name
 
 
 @settings(max_examples=3000, deadline=None)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bt.sensitive import row_of
 from vmm.cpu_state import Cpu
-from vmm.exits import DeviceMemory, End, PageFault, PortAccess, Raised, SoftwareInterrupt, Stop
+from vmm.exits import DeviceMemory, End, PageFault, PortAccess, Raised, Sensitive, SoftwareInterrupt, Stop
 from vmm.faults import GuestPageFault
 from vmm.mmu.tables import DeviceAccess, StepOver
 from vmm.ports import port_allowed
@@ -60,6 +61,21 @@ class DirectExits:
         else:
             stats.architectural[f"exception {vector}"] += 1
             self.engine.exit(Raised(vector, error))
+
+    def emulate(self, *names: str) -> int:
+        """Has the instruction at EIP emulated if it is one of these, which this CPU does not do as the guest's. Returns its size; 0: another."""
+        instruction = self.engine.instruction()
+        row = row_of(instruction.opcode, instruction.modrm) if instruction is not None else None
+        if instruction is None or row is None or row.name not in names:
+            return 0
+        self.engine.exit(Sensitive(instruction, row))
+        return len(instruction.raw)
+
+    def fast_call(self) -> int:
+        """SYSENTER or SYSCALL."""
+        self.engine.capture_user()
+        self.vm.stats.architectural["system call"] += 1
+        return self.emulate("sysenter", "syscall")
 
     def _page_fault(self, gva: int, error: int) -> None:
         vm, stats = self.vm, self.vm.stats

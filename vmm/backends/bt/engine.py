@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from bt.block import ADJUSTED, CLEAN, RETURNING, SHADOWED, SPILLED, Mode, Translation
 from bt.cache import CacheFull
-from bt.decode import memory_access
+from bt.decode import Instruction, decode, memory_access
 from bt.discover import LONGEST
-from bt.window import Word
+from bt.window import LOADABLE, Word
 from vmm.backends.bt.direct_exits import DirectExits
 from vmm.backends.bt.guest_code import GuestCode
 from vmm.backends.bt.options import BtOptions
@@ -38,7 +38,7 @@ _SHOWN_TO_USERS = ((Word.FLAGS, Word.FLAGS + 4), (Word.CR0, Word.CR0 + 4), (Word
 _PHYSICAL_CR0 = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.PE
 _GUEST_CR0 = Cr0.MP | Cr0.EM | Cr0.TS | Cr0.AM
 _PHYSICAL_CR4 = 1 << 20 | Cr4.PAE  # SMEP
-_GUEST_CR4 = Cr4.DE | Cr4.OSFXSR | Cr4.OSXMMEXCPT
+_GUEST_CR4 = Cr4.TSD | Cr4.DE | Cr4.OSFXSR | Cr4.OSXMMEXCPT
 
 
 
@@ -65,12 +65,14 @@ class BinaryTranslation:
         """Takes over the CPU: state, hooks, control registers, window."""
         machine = self.machine
         self.parts.enter_start(self.vm, start)
+        self.parts.descriptors.use_loadable(self.window.data[LOADABLE : LOADABLE + 0x10000])
         self.mmu.made_writable = self._made_writable
         self.code.place()
         machine.on_interrupt = self._on_interrupt
         machine.on_invalid = self._on_invalid
         machine.on_port = self._on_port
         machine.on_cpuid = self._on_cpuid
+        machine.on_fast_call = self.direct.fast_call
         self.control_changed()
 
     # -- what the monitor and the MMU ask for ------------------------------------------------------------------------------------
@@ -125,6 +127,16 @@ class BinaryTranslation:
         raw = code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, LONGEST)
         size, reads, writes = memory_access(raw)
         return size, reads, writes or write
+
+    def instruction(self) -> Instruction | None:
+        """The instruction at the vCPU's EIP; None when there is none, or none that could be fetched now."""
+        vcpu = self.vm.vcpu
+        try:
+            code = self.user_code if vcpu.cpl == 3 else self.code
+            raw = code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, LONGEST)
+        except GuestPageFault:
+            return None
+        return next(decode(raw, vcpu.eip, vcpu.cs.wide), None)
 
     def interrupts_changed(self, pending: bool) -> None:
         """The interrupt controllers' output changed."""
@@ -452,6 +464,8 @@ class BinaryTranslation:
         if code is not None:
             self._audit(self.state[Cpu.EIP], code)
         self.capture()
+        if code is None and self.direct.emulate("icebp", "rdpmc"):
+            return
         self.exit(Raised(Vector.UD))
 
     def _on_cpuid(self) -> bool:

@@ -17,13 +17,15 @@ from vmm.cpu_state import Cpu
 from vmm.exits import DeviceMemory, Exit, PageFault, Raised, Sensitive
 from vmm.faults import GuestPageFault
 from vmm.mmu.tables import DeviceAccess, StepOver
-from vmm.x86.bits import Fault, Vector
+from vmm.x86.bits import Cr4, Fault, Vector
 
 if TYPE_CHECKING:
     from vmm.backends.bt.engine import BinaryTranslation
     from vmm.backends.bt.guest_code import GuestCode
 
 _SYSTEM_CALLS = ("int", "int3", "into")
+
+_RDTSC = 0x0F31
 
 
 class TranslatedExits:
@@ -49,7 +51,27 @@ class TranslatedExits:
                 return
             stats.architectural[f"exception {vector}"] += 1
             engine.recover(address)
+            if vector == Vector.GP and not error and self.vm.vcpu.cr4 & Cr4.TSD and not self.code.user and self._time_stamp():
+                return
             engine.exit(Raised(vector, error))
+
+    def _time_stamp(self) -> bool:
+        """RDTSC under CR4.TSD traps at this CPU's privilege level but not at the guest's: it is stepped with TSD clear. False: something else."""
+        engine, state, vcpu = self.engine, self.state, self.vm.vcpu
+        instruction = engine.instruction()
+        if instruction is None or instruction.opcode != _RDTSC:
+            return False
+        before = engine.after_step
+
+        def done(completed: bool) -> None:
+            state[Cpu.CR4] |= vcpu.cr4 & Cr4.TSD
+            if before is not None:
+                before(completed)
+
+        state[Cpu.CR4] &= ~Cr4.TSD
+        engine.after_step = done
+        engine.resume()
+        return True
 
     def _trap(self, site: Site) -> None:
         """A trapping stub."""

@@ -1,0 +1,79 @@
+"""Sensitive instructions that the CPU would treat otherwise than the guest's machine: each seen by a guest, under both rings and kinds of stub."""
+
+import pytest
+
+from tests.machine.flat import FINISH, assemble, finish, flat_vm, words
+from tests.machine.small_kernel import LOG, TO_USER, small_kernel
+from vmm.vm import Vm
+
+RINGS = pytest.mark.parametrize("ring", (1, 3))
+CONFIGURATIONS = pytest.mark.parametrize(("ring", "cached"), ((1, True), (3, True), (1, False), (3, False)))
+_GDT = 0x310000
+# A handler that logs [error code,] EIP and the least of CS, and goes on at EBP.
+_FAULT = f"mov edi,[{LOG}]; add edi,12; mov [{LOG}],edi; mov eax,[esp]; mov [edi+{LOG}],eax; mov eax,[esp+4]; mov [edi+{LOG + 4}],eax; "
+_FAULT += f"mov eax,[esp+8]; mov [edi+{LOG + 8}],eax; "
+_GP = _FAULT + "add esp,4; mov [esp],ebp; .byte 0xcf"
+
+
+def _run(parts: dict[int, bytes], ring: int, cached: bool = True) -> Vm:
+    vm = flat_vm(parts, ring=ring, stubs_in_cache=cached)
+    assert finish(vm) == 0
+    return vm
+
+
+@CONFIGURATIONS
+@pytest.mark.parametrize("load", ("mov ds,eax", "push eax; pop fs", "mov [0x240000],eax; mov es,[0x240000]"), ids=("mov", "pop", "memory"))
+def test_the_requested_privilege_level_of_a_load_counts(load: str, ring: int, cached: bool) -> None:
+    """In the kernel RPL 1 to 3 of a DPL 0 segment is a #GP with the selector, also behind loads that were allowed; RPL 3 of DPL 3 is none."""
+    selectors = (0x10, 0x10, 0x11, 0x12, 0x13, 0x10, 0x23, 0x23, 0x13, 0, 3, 0x22)
+    body = "; ".join(f"mov ebp,n{n}+0; mov eax,{s}; {load}; n{n}: mov eax,0x10; mov ds,eax; mov esp,0x16f000" for n, s in enumerate(selectors))
+    body = body.replace("mov ebp,n", ".byte 0xbd; .long n")
+    vm = _run(small_kernel(f"{body}; {FINISH}", handlers={13: _GP}), ring, cached)
+    count = words(vm, LOG, 1)[0] // 12
+    assert [words(vm, LOG + 12 * n, 1)[0] for n in range(1, count + 1)] == [0x10, 0x10, 0x10, 0x10]
+
+
+@CONFIGURATIONS
+def test_a_load_is_checked_anew_when_its_descriptor_was_written(ring: int, cached: bool) -> None:
+    """The same selector, loaded by the CPU before, is a #NP once the descriptor is not present."""
+    body = f"mov eax,0x20; mov ds,eax; mov ds,eax; .byte 0xbd; .long n; and byte ptr [{_GDT + 0x25}],0x7f; mov ds,eax; mov ebp,0; n: {FINISH}"
+    vm = _run(small_kernel(body, handlers={11: _GP}), ring, cached)
+    assert words(vm, LOG, 1)[0] == 12
+    assert words(vm, LOG + 12, 1)[0] == 0x20
+
+
+@CONFIGURATIONS
+def test_the_time_stamp_counter_can_be_denied_to_user_mode(ring: int, cached: bool) -> None:
+    """CR4.TSD: RDTSC goes on in the kernel, and is a #GP(0) at its own EIP in user mode."""
+    kernel = f"mov eax,cr4; or eax,4; mov cr4,eax; rdtsc; mov [{LOG + 0x100}],eax; rdtsc; sub eax,[{LOG + 0x100}]; mov [{LOG + 0x100}],eax; {TO_USER}"
+    vm = _run(small_kernel(kernel, user="rdtsc; int 0x80", handlers={13: f"{_FAULT}; {FINISH}", 0x80: "mov al,1; out 0xf4,al"}), ring, cached)
+    assert 0 < words(vm, LOG + 0x100, 1)[0] < 1 << 31
+    assert words(vm, LOG + 12, 3) == [0, 0x400009, 0x1B]
+
+
+@CONFIGURATIONS
+def test_sysenter_and_sysexit(ring: int, cached: bool) -> None:
+    """User mode calls the kernel without a gate, which sees its own CS and SS, and returns to where EDX says with ESP from ECX."""
+    msrs = "".join(f"mov ecx,{msr}; mov eax,{value}; xor edx,edx; wrmsr; " for msr, value in ((0x174, 8), (0x175, 0x16F000), (0x176, 0x1A0000)))
+    entry = f"mov [{LOG}],esp; mov word ptr [{LOG + 4}],cs; mov word ptr [{LOG + 6}],ss; pushfd; pop dword ptr [{LOG + 8}]; .byte 0x0f,0x35"
+    user = ".byte 0xb9; .long 0x407000; .byte 0xba; .long 0x400020; .byte 0x0f,0x34; nop; nop; nop; nop; nop; nop; nop; nop; nop; nop; nop; nop; nop"
+    user += "; mov eax,esp; mov ebx,cs; mov ecx,ss; int 0x80"
+    handler = f"mov [{LOG + 12}],eax; mov [{LOG + 16}],ebx; mov [{LOG + 20}],ecx; {FINISH}"
+    parts = small_kernel(f"{msrs} {TO_USER}", user=user, handlers={0x80: handler})
+    vm = _run(parts | {0x1A0000: assemble(entry, 0x1A0000)}, ring, cached)
+    assert words(vm, LOG, 6) == [0x16F000, 0x10 << 16 | 8, 0x2, 0x407000, 0x1B, 0x23]
+
+
+@RINGS
+@pytest.mark.parametrize(
+    ("code", "vector", "behind"), (("0xf1", 1, 1), ("0x0f,0x05", 6, 0), ("0x0f,0x34", 13, 0), ("0xb0,0x7f,0x04,1,0xce", 4, 5), ("0x0f,0x35", 13, 0))
+)
+def test_user_code_traps(code: str, vector: int, behind: int, ring: int) -> None:
+    """ICEBP is a #DB behind it whatever its gate allows, INTO an #OF behind it; SYSCALL does not exist, SYSENTER and SYSEXIT are not set up."""
+    log = "add esp,4; " if vector == 13 else ""
+    handlers = {vector: f"{log} mov eax,[esp]; mov [{LOG}],eax; {FINISH}", 0x80: "mov al,1; out 0xf4,al"}
+    parts = small_kernel(TO_USER, user=f".byte {code}; int 0x80", handlers=handlers)
+    idt = bytearray(parts[_GDT + 0x1000])
+    idt[8 * 4 + 5] |= 0x60  # into needs a gate of DPL 3
+    vm = _run(parts | {_GDT + 0x1000: bytes(idt)}, ring)
+    assert words(vm, LOG, 1)[0] == 0x400009 + behind
