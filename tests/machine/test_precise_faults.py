@@ -166,7 +166,7 @@ def test_without_a_stack_the_run_ends_at_the_instruction(code: str, ring: int, c
 _STORM = f"""
     mov al,0x11; out 0x20,al; mov al,0x90; out 0x21,al; mov al,4; out 0x21,al; mov al,1; out 0x21,al; mov al,0xfe; out 0x21,al
     mov al,0x34; out 0x43,al; mov al,0xa0; out 0x40,al; mov al,1; out 0x40,al
-    mov ecx,60000; xor edx,edx; xor ebx,ebx; xor ebp,ebp; sti
+    mov ecx,200000; xor edx,edx; xor ebx,ebx; xor ebp,ebp; sti
     l: pushfd; popfd; push {AFTER:#x}; call [esp]; add esp,4; cli; inc ebx; pushfd; sti; popfd; sti; mov esi,cs; add ebp,esi; dec ecx; jnz l
     mov [{LOG}],ebx; mov [{LOG + 4}],edx; mov [{LOG + 8}],ebp; mov [{LOG + 12}],esp; cli; {FINISH}
 """
@@ -185,5 +185,5 @@ def test_interrupts_come_between_instructions(ring: int, cached: bool) -> None:
     vm = flat_vm(parts | {AFTER: "inc edx; ret"}, ring=ring, stubs_in_cache=cached)
     assert finish(vm) == 0
     ebx, edx, ebp, esp, interrupts = words(vm, LOG, 5)
-    assert (ebx, edx, ebp, esp) == (60000, 60000, 8 * 60000, 0x170000)
+    assert (ebx, edx, ebp, esp) == (200000, 200000, 8 * 200000, 0x170000)
     assert interrupts > 5, "no interrupt came: nothing was tested"
