@@ -78,7 +78,7 @@ class GuestPaging:
     def walk(self, gva: int, write: bool = False, user: bool = False, fetch: bool = False) -> Mapping:
         """Translates `gva` for one access, setting A (and D for a write) in the guest's tables. Raises GuestPageFault."""
         if not self.enabled:
-            return Mapping(gva, False, True, True, True, 0)
+            return Mapping(gva, True, True, True, True, 0)
         return self._walk_pae(gva, write, user, fetch) if self.pae else self._walk_32(gva, write, user, fetch)
 
     def _walk_32(self, gva: int, write: bool, user: bool, fetch: bool) -> Mapping:
