@@ -238,9 +238,12 @@ def _detailed(wide: bool) -> capstone.Cs:
     return engine
 
 
+_NOT_OVERRIDDEN = (_LEA, 0x6C, 0x6D, 0xAA, 0xAB, 0xAE, 0xAF)  # lea accesses no memory; ins stos scas theirs through ES, always
+
+
 def has_memory_operand(instruction: Instruction) -> bool:
-    """Whether an instruction accesses memory by an operand, explicit or implied, that a segment override concerns. (LEA does not.)"""
-    if instruction.opcode == _LEA:
+    """Whether an instruction accesses memory by an operand, explicit or implied, that a segment override concerns."""
+    if instruction.opcode in _NOT_OVERRIDDEN:
         return False
     return any(operand.type == capstone.x86.X86_OP_MEM for found in _detailed(True).disasm(instruction.raw, 0, 1) for operand in found.operands)
 

@@ -50,6 +50,12 @@ def test_rewritten() -> None:
     assert of(code, BASED)[:2] == of(code, BASED, Options(counted=True))[:2] == [Kind.REWRITTEN, Kind.IDENTITY]
 
 
+def test_what_no_override_concerns() -> None:
+    """ins, stos and scas go through ES whatever stands in front of them."""
+    for code in ("2e 6c", "2e 6d", "2e aa", "2e ab", "2e ae", "2e af", "2e 8d 01"):
+        assert of(code + " c3", BASED)[0] is Kind.IDENTITY, code
+
+
 def test_undecodable() -> None:
     """Bytes that are no instruction are told apart."""
     assert of("40 ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff") == [Kind.IDENTITY, Kind.UNDEFINED]
