@@ -74,7 +74,7 @@ def run(request: Request, console: Console, ready: Callable[[Vm], object] = lamb
 
 def _boot(request: Request, path: str, memory_mib: int, append: str, disks: list[Disk], console: Console) -> Vm:
     try:
-        machine = machine_for(memory_mib)
+        machine = machine_for(memory_mib, request.options)
     except OSError as error:
         raise InputError(f"-m {memory_mib}: the host cannot give so much memory: {(error.strerror or str(error)).lower()}") from None
     vm = Vm(machine, memory_mib=memory_mib, options=request.options, disks=disks, console=console)

@@ -12,7 +12,7 @@ from tools import options
 from vmm.backends import Options
 from vmm.errors import InputError
 
-PLANNED = ("native", "trap", "step", "pv", "hw")
+PLANNED = ("trap", "step", "pv", "hw")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,13 @@ def _bt(technique: Technique) -> Options:
     )
 
 
+def _native(technique: Technique) -> Options:
+    from vmm.backends.native import NativeOptions
+
+    _only(technique)
+    return NativeOptions()
+
+
 def _only(technique: Technique, *concerned: str) -> None:
     """Refuses words that the back-end can do nothing with."""
     for name in ("mmu", "ring", "stubs", "user", "cache_size"):
@@ -54,4 +61,4 @@ def _only(technique: Technique, *concerned: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value}: --backend {technique.backend} has no such choice")
 
 
-_MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt}
+_MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt, "native": _native}

@@ -3,8 +3,9 @@
 The only module that imports unicorn. It knows frames, the live CPU state, the hooks that report exits, and the errata of
 this CPU (docs/QUIRKS.md). It must not know what an exit means: guests, back-ends and devices are others' business.
 
-The engine runs in one mode for all back-ends (docs/adr/0001): a long-mode host whose 32-bit code runs in compatibility
-mode. Exits are handled inside the engine's callback, on the live state of the CPU (docs/adr/0002).
+The engine runs in one mode for all VMMs (docs/adr/0001): a long-mode host whose 32-bit code runs in compatibility mode. A bare
+machine, for a guest with no VMM under it, is in legacy mode instead. Exits are handled inside the engine's callback, on the live state
+of the CPU (docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const as uc_x86
 from unicorn.unicorn_py3.unicorn import uclib
 
-from vmm.cpu_state import Cpu, find_exit_check_flag, find_live_state
+from vmm.cpu_state import Cpu, find_exit_check_flag, find_interrupt_request, find_live_state
 
 FRAME = 4096
 MIB = 1 << 20
@@ -26,6 +27,13 @@ MIB = 1 << 20
 PHYSICAL_CR0 = 0x8001_0033  # PG WP NE ET MP PE
 PHYSICAL_CR4 = 1 << 20 | 1 << 9 | 1 << 5  # SMEP OSFXSR PAE
 EFER_HOST = 1 << 11 | 1 << 10 | 1 << 8  # NXE LMA LME
+
+BARE_PRIVATE = 64 * 1024
+"""Bytes at the end of a bare machine's memory that its CPU cannot address."""
+DEVICES_END = 1 << 40  # of the CPU's physical address space: page-table entries reach no further
+_INTERCEPT_BASE = 0x60  # the exit code that stands for bit 0 of the CPU's first word of intercepts
+_INTR_PIN = 2  # of the requests that the CPU looks at between instructions
+_GUEST_MODE = 1 << 21  # in the decoding flags: intercepts are active
 
 _COMPILED_CODE = 16 * MIB  # the engine's buffer: when it is full all of it is dropped; by default it would grow to 1 GiB
 _SLICE = 200_000  # instructions between stops where none can be asked for: 3.6 ms, since each then costs 18 ns
@@ -39,10 +47,16 @@ _OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ct
 _INSN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+_LOAD = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_void_p)
+_STORE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_uint64, ctypes.c_void_p)
 
 
 class MachineError(Exception):
     """The engine failed, or is not the CPU that we know: the message says how."""
+
+
+class NoCode(MachineError):
+    """The CPU was to execute where there is no RAM."""
 
 
 class OutOfFrames(Exception):
@@ -57,28 +71,33 @@ class Machine:
     The handlers are called inside the engine: on_interrupt(vector) for every exception and INT, on_invalid() for an
     undefined instruction, on_port(port, size, value or None to read), on_cpuid() for CPUID: True when it was emulated,
     on_fast_call() for SYSENTER and SYSCALL, which returns the instruction's size in bytes.
+    bare: the CPU stays in legacy mode and sees `visible` bytes as RAM from address 0 and nothing else of the memory; for the rest of its
+    physical addresses on_memory(hpa, size, value or None to read) is called. `allocate` gives frames that it does not see.
     """
 
-    def __init__(self, size: int, runs: int = 0) -> None:
+    def __init__(self, size: int, runs: int = 0, *, bare: bool = False) -> None:
         self.size = size
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.memory = memoryview(self._map)
         self.words = self.memory.cast("I")
         self.quads = self.memory.cast("Q")
+        self.bare, self.visible = bare, size - BARE_PRIVATE if bare else size
         self._bottom = (size - runs) // FRAME
         self._top = size // FRAME
-        self._free = _scattered(self._bottom)
+        self._free = list(range(self._top - 1, self.visible // FRAME, -1)) if bare else _scattered(self._bottom)
         self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self._uc.ctl_set_cpu_model(uc_x86.UC_CPU_X86_EPYC)
         self._uc.ctl_set_tcg_buffer_size(_COMPILED_CODE)
         self._handle = self._uc._uch
-        self._uc.mem_map_ptr(0, size, unicorn.UC_PROT_ALL, ctypes.addressof(ctypes.c_char.from_buffer(self._map)))
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._uc.mem_map_ptr(0, self.visible, unicorn.UC_PROT_ALL, self._address)
         self._uc.ctl_exits_enabled(True)  # erratum 8: no address may end a run
         self.on_interrupt: Callable[[int], None] = _unexpected
         self.on_invalid: Callable[[], None] = lambda: _unexpected(6)
         self.on_port: Callable[[int, int, int | None], int] = lambda port, size, value: (1 << 8 * size) - 1
         self.on_cpuid: Callable[[], bool] = lambda: False
         self.on_fast_call: Callable[[], int] = lambda: 0
+        self.on_memory: Callable[[int, int, int | None], int] = lambda hpa, size, value: (1 << 8 * size) - 1
         self.running = False
         self._failure: BaseException | None = None
         self._rflags = ctypes.c_uint64()
@@ -87,6 +106,8 @@ class Machine:
         self._write_cr3 = (self._handle, uc_x86.UC_X86_REG_CR3, ctypes.byref(self._cr3))
         self._find_state()
         self._add_hooks()
+        if bare:
+            self._become_bare()
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
@@ -124,6 +145,8 @@ class Machine:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        if error == uc_const.UC_ERR_FETCH_PROT:
+            raise NoCode(f"no code at {self.state[Cpu.EIP]:#x}")
         if error:
             raise MachineError(f"the engine stopped with error {error} at {self.state[Cpu.EIP]:#x}")
 
@@ -222,6 +245,64 @@ class Machine:
         self._uc.msr_write(0xC0000080, EFER_HOST)
         self.set_cr0(PHYSICAL_CR0)
 
+    # -- bare machines -----------------------------------------------------------------------------------------------
+
+    def set_intercepts(self, exits: frozenset[int], control_writes: frozenset[int]) -> None:
+        """Which acts of the guest exit with vector 0x100 + exit code: by code, writes of control registers by number, and all of debug registers."""
+        state = self.state
+        word = sum(1 << code - _INTERCEPT_BASE for code in exits)
+        state[self._controls + 4], state[self._controls + 5] = word & 0xFFFFFFFF, word >> 32
+        state[self._controls + 6] = sum(1 << number for number in control_writes) << 16
+        state[self._controls + 7] = 0xFF << 16
+        state[Cpu.HFLAGS] |= _GUEST_MODE
+
+    def set_interrupt_pin(self, level: bool) -> None:
+        """The CPU's INTR pin. While it is high an exit comes at the first instruction boundary where the CPU takes interrupts."""
+        request = self._requests.value
+        self._requests.value = request | _INTR_PIN if level else request & ~_INTR_PIN
+        if level and self.running:
+            self._leave_chain.value = 0xFFFF
+
+    def write_msr(self, number: int, value: int) -> None:
+        """Writes one of the CPU's own MSRs."""
+        active = self.state[Cpu.HFLAGS] & _GUEST_MODE
+        self.state[Cpu.HFLAGS] ^= active  # an intercept of the engine's own write would leave this function by a long jump
+        self._uc.msr_write(number, value)
+        self.state[Cpu.HFLAGS] |= active
+
+    def drop_frame_code(self, hfn: int) -> None:
+        """Drops the compiled code of a frame of RAM, wherever the guest has it mapped."""
+        state, linear = self.state, 1 << 32 | hfn * FRAME  # legacy code computes no address as high: no translation of the guest's is there
+        cr0 = state[Cpu.CR0]
+        state[Cpu.CR0] = cr0 & 0x7FFFFFFF
+        self.drop_code(linear, FRAME)
+        state[Cpu.CR0] = cr0
+
+    def _become_bare(self) -> None:
+        """Legacy mode, devices' memory behind RAM, and the CPU's intercepts."""
+        self.set_cr0(0x8000_0011)  # the engine begins with long mode active; leaving paging leaves it
+        self.set_cr0(0x11)
+        self.write_msr(0xC0000080, 0)
+        self.set_cr4(0)
+        callbacks = _LOAD(self._load), _STORE(self._store)
+        error = uclib.uc_mmio_map(
+            self._handle, ctypes.c_uint64(self.visible), ctypes.c_size_t(DEVICES_END - self.visible), callbacks[0], None, callbacks[1], None
+        )
+        if error:
+            raise MachineError(f"the engine refused device memory: error {error}")
+        self._callbacks += callbacks
+        # Erratum 14: while a hook covers an address, the engine looks for code that is overwritten at every store. This one is never called.
+        self._callbacks.append(self._hook(uc_const.UC_HOOK_MEM_FETCH_UNMAPPED, _INVALID(lambda handle, data: False), 0))
+        self._uc.mem_map_ptr(DEVICES_END, BARE_PRIVATE, unicorn.UC_PROT_READ, self._address + self.visible)
+        control, permissions = self._free.pop(), self._free[-2:]
+        del self._free[-2:]
+        self._controls = self.old_exception + 2 & ~1  # vm_vmcb, tsc_offset, intercept, intercept_cr_read and _write, ...
+        for hfn in permissions:
+            self.memory[hfn * FRAME : (hfn + 1) * FRAME] = b"\xff" * FRAME
+        self.quads[(control * FRAME + 0x48) // 8] = DEVICES_END + min(permissions) * FRAME - self.visible  # the MSR permission map's base
+        self.state[self._controls], self.state[self._controls + 1] = control * FRAME - self.visible, DEVICES_END >> 32
+        self._requests, self._leave_chain = find_interrupt_request(self._state_address)
+
     # -- set-up ------------------------------------------------------------------------------------------------------
 
     def _find_state(self) -> None:
@@ -235,9 +316,10 @@ class Machine:
             lambda n, value: self._uc.reg_write(general[n], value),
             lambda n, value: self._uc.reg_write(uc_x86.UC_X86_REG_DR0 + n, value),
         )
+        self._state_address = address
         self._image = (ctypes.c_uint32 * (size // 4)).from_address(address)
         self.state = memoryview(self._image).cast("B").cast("I")
-        self.error_code, self.is_int, self.old_exception = debug - 4, debug - 3, debug + 24
+        self.error_code, self.is_int, self.debug, self.old_exception = debug - 4, debug - 3, debug, debug + 24
         flag = find_exit_check_flag(engine, size)
         self.precise_kicks = flag is not None
         if flag is not None:
@@ -245,7 +327,7 @@ class Machine:
 
     def _add_hooks(self) -> None:
         """Erratum 15: the hooks of instructions that must never be lost come before those of IN and OUT."""
-        self._callbacks = [
+        self._callbacks: list[ctypes._FuncPointer] = [
             self._hook(uc_const.UC_HOOK_INSN, _INSN(self._cpuid), uc_x86.UC_X86_INS_CPUID),
             self._hook(uc_const.UC_HOOK_INSN, _CALL(self._fast_call), uc_x86.UC_X86_INS_SYSENTER),
             self._hook(uc_const.UC_HOOK_INSN, _CALL(self._fast_call), uc_x86.UC_X86_INS_SYSCALL),
@@ -293,6 +375,19 @@ class Machine:
     def _out(self, _handle: int, port: int, size: int, value: int, _data: int) -> None:
         try:
             self.on_port(port, size, value)
+        except BaseException as failure:
+            self._fail(failure)
+
+    def _load(self, _handle: int, offset: int, size: int, _data: int) -> int:
+        try:
+            return self.on_memory(self.visible + offset, size, None)
+        except BaseException as failure:
+            self._fail(failure)
+            return 0
+
+    def _store(self, _handle: int, offset: int, size: int, value: int, _data: int) -> None:
+        try:
+            self.on_memory(self.visible + offset, size, value)
         except BaseException as failure:
             self._fail(failure)
 

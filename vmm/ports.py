@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.cpu_state import Cpu
 from vmm.exits import RESUME, Outcome
 from vmm.faults import GuestFault
-from vmm.x86.bits import Vector
+from vmm.x86.bits import Flag, Vector
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -17,7 +18,7 @@ _MAP_BASE = 0x66  # of the 16-bit offset of the map in a 32-bit TSS
 def port_allowed(vm: Vm, port: int, size: int) -> bool:
     """Whether code at the vCPU's CPL may access `size` ports from `port`."""
     vcpu = vm.vcpu
-    if vcpu.cpl <= vcpu.iopl:
+    if vcpu.cpl <= vcpu.iopl and not vcpu.state[Cpu.EFLAGS] & Flag.VM:  # virtual-8086 mode asks the map alone
         return True
     tr = vcpu.tr
     if not tr.selector & 0xFFFC or tr.limit < _MAP_BASE + 1:

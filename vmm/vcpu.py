@@ -1,11 +1,13 @@
-"""The virtual CPU: the state that the guest believes in where it differs from the physical CPU's.
+"""The virtual CPU: the state that the guest believes in, and how it is kept where it differs from the physical CPU's.
 
-General registers, arithmetic flags, FPU state and the data segments are always in the physical CPU and are the guest's own.
-What is virtual stands here: control registers, IF and IOPL, CS and SS in virtual kernel mode, descriptor-table and task
-registers, MSRs. Words that translated code reads live in the window and are reached through `words`. Knows no back-end.
+General registers, arithmetic flags, FPU state and the data segments are always in the physical CPU and are the guest's own. For a
+deprivileged guest the rest is virtual and stands here: control registers, IF and IOPL, CS and SS in virtual kernel mode, descriptor-table
+and task registers, MSRs. Words that translated code reads live in the window and are reached through `words`. Knows no back-end.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from vmm.cpu_state import Cpu
 from vmm.machine import Machine
@@ -19,17 +21,73 @@ _VIRTUAL_FLAGS = Flag.IF | Flag.IOPL
 def _word(offset: int, name: str) -> property:
     index = offset >> 2
 
-    def read(self: Vcpu) -> int:
+    def read(self: DeprivilegedVcpu) -> int:
         return self.words[index]
 
-    def write(self: Vcpu, value: int) -> None:
+    def write(self: DeprivilegedVcpu, value: int) -> None:
         self.words[index] = value & 0xFFFFFFFF
 
     return property(read, write, doc=name)
 
 
-class Vcpu:
-    """One virtual CPU. words: the first page of the window as 32-bit words, or any memory of that size.
+class Registers(Protocol):
+    """Numbered registers."""
+
+    def __getitem__(self, number: int, /) -> int: ...
+
+    def __setitem__(self, number: int, value: int, /) -> None: ...
+
+
+class Vcpu(Protocol):
+    """One virtual CPU, as those who emulate and deliver see it. Exact whenever the monitor handles an exit.
+
+    trap_flag: TF in virtual kernel mode. inhibited: no interrupt before the next instruction is done. state: the CPU's live state, for
+    what is always the guest's own. debug: DR0 to DR7. msrs: the MSRs that exist and are no more than stored values.
+    """
+
+    state: memoryview[int]
+    eip: int
+    cpl: int
+    cr0: int
+    cr2: int
+    cr3: int
+    cr4: int
+    efer: int
+    gdt_base: int
+    gdt_limit: int
+    idt_base: int
+    idt_limit: int
+    cs: Segment
+    ss: Segment
+    ldt: Segment
+    tr: Segment
+    virtual_flags: int
+    trap_flag: bool
+    inhibited: bool
+    halted: bool
+    msrs: dict[int, int]
+    esp: int
+
+    @property
+    def debug(self) -> Registers: ...
+
+    @property
+    def interrupts_on(self) -> bool: ...
+
+    @property
+    def iopl(self) -> int: ...
+
+    def flags(self) -> int: ...
+
+    def set_flags(self, value: int) -> None: ...
+
+    def register(self, number: int) -> int: ...
+
+    def set_register(self, number: int, value: int) -> None: ...
+
+
+class DeprivilegedVcpu:
+    """The virtual CPU of a guest that the VMM deprivileges. words: the first page of the window as 32-bit words, or any memory of that size.
 
     eip, cpl, cs and ss are exact whenever the monitor handles an exit.
     """

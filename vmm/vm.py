@@ -10,7 +10,7 @@ import select
 import time
 from collections.abc import Callable, Sequence
 
-from vmm.backends import Options, build
+from vmm.backends import Options, build, machine
 from vmm.backends.bt import BtOptions
 from vmm.board import LOCAL_APIC, build_board
 from vmm.boot import load
@@ -37,9 +37,6 @@ from vmm.stats import Statistics
 from vmm.ticker import LONGEST, Ticker
 from vmm.vcpu import Vcpu
 
-_RUNS = 44 * MIB  # host-physical memory for two windows and the host's own tables
-_TABLES = 40 * MIB  # and for shadow tables
-
 _STOPS = {
     device_stop.StopKind.RESET: End.RESET,
     device_stop.StopKind.POWER_OFF: End.SHUTDOWN,
@@ -47,9 +44,9 @@ _STOPS = {
 }
 
 
-def machine_for(memory_mib: int) -> Machine:
-    """A physical machine large enough for one VM of so much memory."""
-    return Machine(memory_mib * MIB + _TABLES + _RUNS, _RUNS)
+def machine_for(memory_mib: int, options: Options | None = None) -> Machine:
+    """A physical machine for one VM of so much memory, as the back-end that `options` are for wants it."""
+    return machine(options or BtOptions(), memory_mib * MIB)
 
 
 class Vm:

@@ -17,6 +17,7 @@ from guest_kernels import Guest, kernels, missing_line
 from tests.guests.test_qemu import QEMU, qemu_command
 from tests.require import require
 from tools.session import status_of
+from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.console import Recorder
 from vmm.devices.disk import Disk
@@ -58,12 +59,12 @@ def empty_disk(guest: Guest, folder: Path) -> Path | None:
     return disk
 
 
-def run(guest: Guest, options: BtOptions, image: Path | None) -> tuple[int, str, Vm]:
+def run(guest: Guest, options: Options, image: Path | None) -> tuple[int, str, Vm]:
     """Exit status, console and the stopped VM of one run."""
     console = Recorder()
     disks = [Disk(str(image))] if image else []
     try:
-        vm = Vm(machine_for(guest.memory_mib), memory_mib=guest.memory_mib, options=options, disks=disks, console=console)
+        vm = Vm(machine_for(guest.memory_mib, options), memory_mib=guest.memory_mib, options=options, disks=disks, console=console)
         vm.load(str(guest.file), append=guest.command_line)
         stop = vm.run(guest.timeout_s)
     finally:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from tests.assembly import ENTRY, assemble
 from vmm import vm as whole
+from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.exits import End, Stop
 
@@ -26,12 +27,21 @@ def image(parts: Mapping[int, str | bytes]) -> dict[int, bytes]:
 
 
 def flat_vm(
-    parts: Mapping[int, str | bytes], *, ring: int = 1, stubs_in_cache: bool = True, translate_user: bool = False, memory_mib: int = MEMORY_MIB
+    parts: Mapping[int, str | bytes],
+    *,
+    ring: int = 1,
+    stubs_in_cache: bool = True,
+    translate_user: bool = False,
+    memory_mib: int = MEMORY_MIB,
+    options: Options | None = None,
 ) -> whole.Vm:
-    """A VM about to run the part at ENTRY, the others in its memory: paging off, flat segments, IF=0, no IDT."""
+    """A VM about to run the part at ENTRY, the others in its memory: paging off, flat segments, IF=0, no IDT.
+
+    options: the back-end, where it is not bt with `ring`, `stubs_in_cache` and `translate_user`.
+    """
     made = image(parts)
-    machine = whole.machine_for(memory_mib)
-    vm = whole.Vm(machine, memory_mib=memory_mib, options=BtOptions(ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user))
+    how = options or BtOptions(ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user)
+    vm = whole.Vm(whole.machine_for(memory_mib, how), memory_mib=memory_mib, options=how)
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(made[ENTRY])
         file.flush()

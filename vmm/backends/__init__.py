@@ -1,7 +1,8 @@
 """Back-ends: what runs guest code until it exits. One file or folder each, found by name.
 
 Knows the contract between a VM and its back-end, and how one is found; knows none of them. A module `vmm.backends.NAME` has a
-function `build(vm, options)` that puts the back-end's parts under the VM and returns the back-end.
+function `machine(memory_size)` that makes a physical machine for one VM of so many bytes, and a function `build(vm, options)` that
+puts the back-end's parts under the VM and returns the back-end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from bt.cache import TranslationCache
+    from vmm.machine import Machine
     from vmm.start import Start
     from vmm.vm import Vm
 
@@ -74,6 +76,12 @@ class Backend(Protocol):
     def memory_access(self, write: bool) -> tuple[int, bool, bool]:
         """(bytes, reads, writes) of the memory operand of the instruction at the vCPU's EIP. write: the fault that led here was one."""
         ...
+
+
+def machine(options: Options, memory_size: int) -> Machine:
+    """A physical machine for one VM of `memory_size` bytes under the back-end that `options` are for."""
+    maker = cast("Callable[[int], Machine]", import_module(f"vmm.backends.{options.backend}").machine)
+    return maker(memory_size)
 
 
 def build(vm: Vm, options: Options) -> Backend:

@@ -9,20 +9,29 @@ from typing import TYPE_CHECKING
 
 from vmm.cpu_state import GENERAL, Cpu
 from vmm.emulate import set_cr0
-from vmm.machine import FRAME, Machine
+from vmm.machine import FRAME, MIB, Machine
 from vmm.memory import GuestMemory
 from vmm.mmu.descriptors import ShadowDescriptors
 from vmm.mmu.host import HostSpace
 from vmm.mmu.linear import LinearMemory
 from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.walk import GuestPaging
-from vmm.vcpu import Vcpu
+from vmm.vcpu import DeprivilegedVcpu
 from vmm.x86.bits import Cr0, Flag
 from vmm.x86.descriptors import Segment, segment
 
 if TYPE_CHECKING:
     from vmm.start import Start
     from vmm.vm import Vm
+
+
+_RUNS = 44 * MIB  # host-physical memory for two windows and the host's own tables
+_TABLES = 40 * MIB  # and for shadow tables
+
+
+def machine(memory_size: int) -> Machine:
+    """A physical machine large enough for one VM of so much memory."""
+    return Machine(memory_size + _TABLES + _RUNS, _RUNS)
 
 
 class Shadowed:
@@ -47,7 +56,7 @@ class Shadowed:
     def put_under(self, vm: Vm, words: memoryview[int]) -> None:
         """Makes them the VM's, with a vCPU that keeps in `words` what translated code reads."""
         vm.memory, vm.paging, vm.mmu, vm.linear = self.memory, self.paging, self.mmu, self.linear
-        vm.vcpu = Vcpu(self.machine, words)
+        vm.vcpu = DeprivilegedVcpu(self.machine, words)
         vm.descriptors = self.descriptors = ShadowDescriptors(
             self.machine, self.memory, self.paging, self.mmu, self.host, vm.vcpu, self.ring
         )

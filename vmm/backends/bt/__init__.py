@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from vmm.backends.bt.engine import BinaryTranslation
 from vmm.backends.bt.options import BtOptions
-from vmm.backends.shadowed import Shadowed
+from vmm.backends.shadowed import Shadowed, machine
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
-__all__ = ["BinaryTranslation", "BtOptions", "build"]
+__all__ = ["BinaryTranslation", "BtOptions", "build", "machine"]
 
 
 def build(vm: Vm, options: BtOptions) -> BinaryTranslation:
