@@ -1,18 +1,20 @@
 """Delivery of exceptions and interrupts into a guest through its IDT: the only place that does it.
 
 What a CPU does between an event and the first instruction of its handler (SDM 3A 6.12.1 "Exception- or Interrupt-Handler
-Procedures"), including what goes wrong on the way: double and triple faults (SDM 3A 6.15). This CPU
-delivers nothing by itself, so every event of every back-end comes through here.
+Procedures", 3B 20.1.4 "Interrupt and Exception Handling" in real mode, 20.3 "Interrupt and Exception Handling in Virtual-8086 Mode"),
+including what goes wrong on the way: double and triple faults (SDM 3A 6.15). This CPU delivers nothing by itself, so every event of every
+back-end comes through here.
 """
 
 from __future__ import annotations
 
+from vmm.cpu_state import Cpu
 from vmm.exits import End, Stop, Stopped
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.mmu.linear import LinearMemory
 from vmm.segments import Segments
 from vmm.vcpu import Vcpu
-from vmm.x86.bits import CONTRIBUTORY, ERROR_CODE_VECTORS, Flag, Vector
+from vmm.x86.bits import CONTRIBUTORY, ERROR_CODE_VECTORS, Cr0, Flag, Vector
 from vmm.x86.descriptors import CODE, CONFORMING, INTERRUPT_GATE, PRESENT, SEGMENT, TASK_GATE, TRAP_GATE, Segment, dpl, segment, system_type
 
 _FAULTS_WITH_RF = frozenset((0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19))
@@ -47,6 +49,9 @@ class Events:
 
     def _deliver(self, vector: int, error: int | None, *, software: bool, external: bool, back_to: int) -> None:
         vcpu = self.vcpu
+        if not vcpu.cr0 & Cr0.PE:
+            self._deliver_real(vector, back_to)
+            return
         ext = 0 if software else 1
         about_gate = vector << 3 | 2 | ext
         if vector * 8 + 7 > vcpu.idt_limit:
@@ -78,9 +83,13 @@ class Events:
             flags |= Flag.RF
         frame = [flags, vcpu.cs.selector, back_to]
         level = vcpu.cpl if code & CONFORMING else dpl(code)
+        if flags & Flag.VM and level:
+            raise GuestFault(Vector.GP, selector & 0xFFFC | ext)
         if level < vcpu.cpl:
             stack, esp = self._inner_stack(level, ext)
             frame = [vcpu.ss.selector, vcpu.esp, *frame]
+            if flags & Flag.VM:
+                frame = [*(vcpu.state[register] for register in (Cpu.GS, Cpu.FS, Cpu.DS, Cpu.ES)), *frame]
         else:
             stack, esp = vcpu.ss, vcpu.esp
         if error is not None and vector in ERROR_CODE_VECTORS:
@@ -91,6 +100,8 @@ class Events:
         image = b"".join((value & (1 << 8 * width) - 1).to_bytes(width, "little") for value in reversed(frame))
         self.linear.write(stack.base + (new_esp & mask) & 0xFFFFFFFF, image)
         entered = segment(selector & 0xFFFC | level, self.segments.mark_accessed(descriptor, address))
+        if flags & Flag.VM:
+            self.segments.drop_data()
         if level < vcpu.cpl:
             vcpu.ss = stack
         vcpu.cs = entered
@@ -99,6 +110,24 @@ class Events:
         vcpu.eip = offset
         off = Flag.TF | Flag.NT | Flag.RF | Flag.VM | (Flag.IF if kind & 1 == 0 else 0)
         vcpu.set_flags(flags & ~off)
+        vcpu.inhibited = False
+        vcpu.halted = False
+
+    def _deliver_real(self, vector: int, back_to: int) -> None:
+        """Through the table of far pointers that the IDTR names in real mode. No error code is pushed."""
+        vcpu = self.vcpu
+        if vector * 4 + 3 > vcpu.idt_limit:
+            raise GuestFault(Vector.GP, 0)
+        handler = self.linear.read_int(vcpu.idt_base + vector * 4 & 0xFFFFFFFF, 4)
+        flags, sp = vcpu.flags(), vcpu.esp - 6 & 0xFFFF
+        image = b"".join((value & 0xFFFF).to_bytes(2, "little") for value in (back_to, vcpu.cs.selector, flags))
+        self.linear.write(vcpu.ss.base + sp & 0xFFFFFFFF, image)
+        before, selector = vcpu.cs, handler >> 16
+        vcpu.cs = Segment(selector, selector << 4, before.limit, before.attributes)
+        vcpu.cpl = 0
+        vcpu.esp = vcpu.esp & 0xFFFF0000 | sp
+        vcpu.eip = handler & 0xFFFF
+        vcpu.set_flags(flags & ~(Flag.TF | Flag.IF | Flag.AC | Flag.RF))
         vcpu.inhibited = False
         vcpu.halted = False
 

@@ -248,12 +248,15 @@ class Machine:
     # -- bare machines -----------------------------------------------------------------------------------------------
 
     def set_intercepts(self, exits: frozenset[int], control_writes: frozenset[int]) -> None:
-        """Which acts of the guest exit with vector 0x100 + exit code: by code, writes of control registers by number, and all of debug registers."""
+        """Which acts of the guest exit with vector 0x100 + exit code: by code, writes of control registers by number.
+
+        Writes of debug registers and reads of DR7 do too: breakpoints that this CPU is told of stop the engine.
+        """
         state = self.state
         word = sum(1 << code - _INTERCEPT_BASE for code in exits)
         state[self._controls + 4], state[self._controls + 5] = word & 0xFFFFFFFF, word >> 32
         state[self._controls + 6] = sum(1 << number for number in control_writes) << 16
-        state[self._controls + 7] = 0xFF << 16
+        state[self._controls + 7] = 0xFF << 16 | 1 << 7 | 1 << 5
         state[Cpu.HFLAGS] |= _GUEST_MODE
 
     def set_interrupt_pin(self, level: bool) -> None:

@@ -102,4 +102,10 @@ class Segments:
             for word in range(6):
                 state[register + word] = 0
 
+    def drop_data(self) -> None:
+        """Out of virtual-8086 mode: all data segment registers become null."""
+        for register in DATA_REGISTERS:
+            for word in range(6):
+                self.vcpu.state[register + word] = 0
+
 

@@ -1,12 +1,15 @@
 """The bare machine: what the VMM lends it, and that nothing else differs from a CPU that has all of it. Each seen by a guest of its own."""
 
+import struct
+
 import pytest
 
-from tests.machine.flat import ENTRY, FINISH, LIDT, assemble, finish, flat_vm, gate, pack, quads, words
+from tests.machine.flat import ENTRY, FINISH, LGDT, LIDT, assemble, finish, flat_vm, gate, pack, quads, system_segment, words
 from tests.machine.small_kernel import IDENTITY, LOG, TO_USER, small_kernel
 from vmm.backends.native import NativeOptions
 from vmm.exits import End
 from vmm.vm import Vm
+from vmm.x86.descriptors import Segment
 
 LAPIC_PAGE = 0x3E0000  # linear, mapped to the local APIC
 _LOG_ERROR = f"pop dword ptr [{LOG}]; mov eax,[esp]; mov [{LOG + 4}],eax; {FINISH}"  # of an exception with an error code: it, then EIP
@@ -179,3 +182,107 @@ def test_a_table_of_gates_in_memory_is_found_by_lidt() -> None:
     source = f"{LIDT.format(0x120000)}; ud2"
     vm = _run({ENTRY: source, 0x120000: pack([0x37 | 0x1000 << 16, 0x12]), 0x121000: idt, 0x130000: f"pop dword ptr [{LOG}]; {FINISH}"})
     assert words(vm, LOG, 1) == [ENTRY + 7]
+
+
+# -- what a long-mode host has not ---------------------------------------------------------------------------------------------------
+
+_GDT, _POINTERS = 0x310000, 0x313000
+
+
+def _with_descriptors(parts: dict[int, bytes], *more: int) -> dict[int, bytes]:
+    """The parts with more descriptors in the GDT, from selector 30h on."""
+    pointers = bytearray(parts[_POINTERS])
+    pointers[:2] = (0x2F + 8 * len(more)).to_bytes(2, "little")
+    return {**parts, _POINTERS: bytes(pointers), _GDT: parts[_GDT] + quads(more)}
+
+
+def test_real_mode() -> None:
+    """INT n and a divide error go through the table of far pointers at address 0; IRET comes back."""
+    real = (
+        "0f20c0 24fe 0f22c0 ea10800000 909090"  # PE off, then jmp 0:8010h
+        "31c0 8ed0 8ed8 bc0070 cd40 31c9 f6f1"  # xor ax,ax; mov ss,ax; mov ds,ax; mov sp,7000h; int 40h; xor cx,cx; div cl
+    )
+    on_int = "89e5 8b4600 a30090 cf"  # mov bp,sp; mov ax,[bp]; mov [9000h],ax; iret
+    on_error = "89e5 8b4600 a30290 8b4602 a30490 8b4604 a30690 b000 e6f4"
+    vectors = {4 * 0x40: (0x8100).to_bytes(4, "little"), 0: (0x0800 << 16 | 0x120).to_bytes(4, "little")}
+    parts = {0x8000: bytes.fromhex(real), 0x8100: bytes.fromhex(on_int), 0x8120: bytes.fromhex(on_error)}
+    vm = _run({ENTRY: ".byte 0xea; .long 0x8000; .byte 0x18,0", **vectors, **parts})
+    int_ip, error_ip, error_cs, flags = struct.unpack("<4H", vm.memory.read(0x9000, 8))
+    assert (int_ip, error_ip, error_cs, flags & 0x300) == (0x801B, 0x801D, 0, 0)
+    assert vm.vcpu.esp & 0xFFFF == 0x7000 - 6
+    assert vm.vcpu.cs == Segment(0x800, 0x8000, vm.vcpu.cs.limit, vm.vcpu.cs.attributes)
+
+
+_V86_LOG = f"mov ebx,0x10; mov ds,ebx; mov es,ebx; mov esi,esp; mov edi,{LOG}; mov ecx,10; cld; .byte 0xf3,0xa5; {FINISH}"
+
+
+def _to_v86(iopl: int) -> str:
+    values = (0x55, 0x44, 0x33, 0x22, 0x900, 0x100, 0x20002 | iopl << 12, 0x800, 0)  # GS FS DS ES SS ESP EFLAGS CS EIP
+    return "mov eax,cr0; and eax,0x7fffffff; mov cr0,eax; " + "; ".join(f"push {value}" for value in values) + "; .byte 0xcf"
+
+
+@pytest.mark.parametrize(
+    ("iopl", "code", "eip"),
+    ((0, "90 fa", 1), (0, "90 cd81", 1), (3, "fa fb 9090 e680", 4), (3, "f4", 0), (0, "cf", 0)),
+    ids=("cli", "int", "out", "hlt", "iret"),
+)
+def test_virtual_8086_mode_traps(iopl: int, code: str, eip: int) -> None:
+    """Sensitive instructions by IOPL, ports by the map whatever IOPL says, HLT always: #GP(0) with all segment registers on the kernel's stack."""
+    vm = _run({**small_kernel(_to_v86(iopl), handlers={13: _V86_LOG}), 0x8000: bytes.fromhex(code)})
+    assert words(vm, LOG, 3) == [0, eip, 0x800]
+    assert words(vm, LOG + 12, 1)[0] & 0x23002 == 0x20002 | iopl << 12
+    assert words(vm, LOG + 16, 6) == [0x100, 0x900, 0x22, 0x33, 0x44, 0x55]
+    assert vm.vcpu.cpl == 0
+
+
+def test_an_interrupt_in_virtual_8086_mode_returns_there() -> None:
+    """With IOPL 3, INT n goes to the kernel with null data segments, and IRET restores every one of them."""
+    code = bytes.fromhex("cd81 8cd8 8ec0 cc")  # int 81h; mov ax,ds; mov es,ax; int3
+    on_int = f"mov eax,ds; mov ss:[{LOG + 64}],eax; mov eax,gs; mov ss:[{LOG + 68}],eax; .byte 0xcf"
+    parts = small_kernel(_to_v86(3), handlers={0x81: on_int, 3: f"sub esp,4; {_V86_LOG}"})
+    idt = bytearray(parts[0x311000])
+    idt[3 * 8 + 5] |= 0x60  # INT3 is for users
+    vm = _run({**parts, 0x311000: bytes(idt), 0x8000: code})
+    assert words(vm, LOG + 64, 2) == [0, 0]
+    assert words(vm, LOG + 4, 2) == [7, 0x800]
+    assert words(vm, LOG + 24, 4) == [0x33, 0x33, 0x44, 0x55]
+
+
+def test_a_call_gate_to_the_kernel() -> None:
+    """Through a gate of two parameters from ring 3: the stack of the TSS, the parameters, and back by RETF."""
+    found = ("[esp+8]", "[esp+4]", "cs")
+    entry = assemble("; ".join(f"mov eax,{what}; mov ss:[{LOG + 4 * n}],eax" for n, what in enumerate(found)) + "; .byte 0xca,8,0")
+    call_gate = 0x150000 & 0xFFFF | 8 << 16 | (0xEC02 << 32) | (0x15 << 48)
+    user = "push 0x1234; push 0x5678; .byte 0x9a; .long 0; .byte 0x33,0; mov ecx,esp; int 0x80"
+    parts = small_kernel(TO_USER, user=user, handlers={0x80: f"mov ss:[{LOG + 12}],ecx; {FINISH}"})
+    vm = _run({**_with_descriptors(parts, call_gate), 0x150000: entry})
+    assert words(vm, LOG, 4) == [0x5678, 0x1B, 8, 0x408000]
+
+
+def test_a_task_switch_by_a_far_jump() -> None:
+    """JMP to a TSS loads all of the new task's state and saves the old one's."""
+    new = [0] * 26
+    new[7], new[8], new[9], new[10], new[14] = 0x300000, 0x150000, 2, 0x1111, 0x16E000  # CR3 EIP EFLAGS EAX ESP
+    new[18:24] = [0x10, 8, 0x10, 0x10, 0x10, 0x10]
+    body = "mov eax,0x2222; .byte 0xea; .long 0; .byte 0x30,0"
+    task = f"mov [{LOG}],eax; mov eax,esp; mov [{LOG + 4}],eax; xor ecx,ecx; .byte 0x0f,0x00,0xc9; mov [{LOG + 8}],ecx; {FINISH}"
+    parts = _with_descriptors(small_kernel(body), system_segment(0x320000, 0x67, 9))
+    vm = _run({**parts, 0x320000: pack(new), 0x150000: assemble(task, 0x150000)})
+    assert words(vm, LOG, 3) == [0x1111, 0x16E000, 0x30]
+    assert words(vm, 0x312000 + 0x28, 1) == [0x2222]
+
+
+@pytest.mark.parametrize("load", ("nop", "xor eax,eax; ltr ax"))
+def test_a_call_gate_without_a_task_register(load: str) -> None:
+    """Erratum 11: with no TSS, or after LTR of a null selector (a #GP), a call gate to an inner stack is a #TS and not the end of the process."""
+    call_gate = 0x150000 & 0xFFFF | 8 << 16 | (0xEC00 << 32) | (0x15 << 48)
+    idt = quads([0] * 10 + [gate(0x132000), 0, 0, gate(0x131000)])
+    gdt = quads([0, 0x00CF9B00_0000FFFF, 0x00CF9300_0000FFFF, 0x00CFFB00_0000FFFF, 0x00CFF300_0000FFFF, call_gate])
+    user = ".byte 0x9a; .long 0; .byte 0x2b,0"
+    to_user = "push 0x23; push 0x160000; push 2; push 0x1b; push 0x140000; .byte 0xcf"
+    source = f"{LGDT.format(0x120000)}; {LIDT.format(0x120008)}; .byte 0xbd; .long on; {load}; on: {to_user}"
+    parts = {0x120000: pack([0x2F | 0x1000 << 16, 0x12, 0x6F | 0x2000 << 16, 0x12]), 0x121000: gdt, 0x122000: idt, 0x140000: user}
+    vm = flat_vm({ENTRY: source, **parts, 0x131000: "add esp,4; mov [esp],ebp; .byte 0xcf", 0x132000: FINISH}, options=NativeOptions())
+    stop = vm.run(5)
+    assert (stop.why, "triple fault" in stop.reason) == (End.DIED, True)  # with no stack for ring 0 nothing can be delivered
+    assert vm.stats.engine["exception 10"] == 1

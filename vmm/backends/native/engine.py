@@ -26,7 +26,7 @@ from vmm.memory import GuestMemory
 from vmm.mmu.linear import LinearMemory
 from vmm.mmu.walk import GuestPaging
 from vmm.x86.bits import Cr0, Cr4, Flag, Vector
-from vmm.x86.descriptors import segment
+from vmm.x86.descriptors import PRESENT, TSS_AVAILABLE, Segment, segment
 from vmm.x86.svm import ExitCode
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 _EXITS = frozenset(
-    (ExitCode.INTR, ExitCode.RDTSC, ExitCode.RDPMC, ExitCode.CPUID, ExitCode.HLT, ExitCode.MSR, ExitCode.MONITOR, ExitCode.MWAIT)
+    (ExitCode.INTR, ExitCode.RDTSC, ExitCode.RDPMC, ExitCode.CPUID, ExitCode.HLT, ExitCode.MSR, ExitCode.MONITOR, ExitCode.MWAIT, ExitCode.LTR)
 )
 _NAMES = {
     ExitCode.RDTSC: "rdtsc",
@@ -44,6 +44,7 @@ _NAMES = {
     ExitCode.MSR: "msr",
     ExitCode.MONITOR: "monitor",
     ExitCode.MWAIT: "monitor",
+    ExitCode.LTR: "ltr",
 }
 _VMM_EXIT = 0x100  # vectors from here on are intercepts
 _ICEBP = 0xF1
@@ -78,6 +79,7 @@ class Native:
         machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
         vcpu.gdt_base, vcpu.gdt_limit = start.gdt_base, start.gdt_limit
         vcpu.idt_base, vcpu.idt_limit = 0, 0x3FF
+        vcpu.tr = Segment(0, 0, 0, PRESENT | TSS_AVAILABLE << 8)
         for at, selector in ((Cpu.CS, start.cs), *((at, start.ds) for at in (Cpu.SS, Cpu.DS, Cpu.ES, Cpu.FS, Cpu.GS))):
             loaded = segment(selector, self.vm.linear.read_int(start.gdt_base + (selector & 0xFFF8), 8))
             machine.set_segment(at, selector, loaded.base, loaded.limit, loaded.attributes)
@@ -114,10 +116,7 @@ class Native:
         self.machine.set_interrupt_pin(pending)
 
     def control_changed(self) -> None:
-        """The guest's CR0 or CR4 changed. PAE's page-directory pointers are checked at each load of CR3, which this CPU does not do.
-
-        Debug registers are written without the CPU's knowledge: its breakpoints would stop the engine and not the guest.
-        """
+        """The guest's CR0 or CR4 changed. PAE's page-directory pointers are checked at each load of CR3, which this CPU does not do."""
         writes = (0, 3, 4) if self.vcpu.cr4 & Cr4.PAE else (0, 4)
         self.machine.set_intercepts(_EXITS, frozenset(writes))
 
@@ -179,7 +178,7 @@ class Native:
                 self.stats.engine["interrupt"] += 1
                 self._exit(External())
             return
-        self.stats.engine[_NAMES.get(code, "debug register" if code >= ExitCode.DR_WRITE else "control register")] += 1
+        self.stats.engine[_NAMES.get(code, "debug register" if code >= ExitCode.DR_READ else "control register")] += 1
         instruction = self._instruction()
         row = None if instruction is None else row_of(instruction.opcode, instruction.modrm)
         if instruction is None:

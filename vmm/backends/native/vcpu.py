@@ -14,6 +14,7 @@ from vmm.x86.bits import Flag
 from vmm.x86.descriptors import Segment
 
 _INHIBITED = 8  # in the decoding flags: the shadow of STI and of loads of SS
+_TSS_BUSY = 1 << 9
 _VIRTUAL_FLAGS = Flag.IF | Flag.IOPL
 
 
@@ -37,28 +38,34 @@ def _control(index: int, load: Callable[[Machine, int], None], name: str) -> pro
     return property(read, write, doc=name)
 
 
-def _segment(index: int, name: str) -> property:
+def _segment(index: int, name: str, hidden: int = 0) -> property:
+    """hidden: attributes that the CPU's own part is not to have (erratum 11: a busy TSS in TR ends the process at a call gate)."""
+
     def read(self: NativeVcpu) -> Segment:
         state = self.state
         return Segment(state[index], state[index + Cpu.BASE], state[index + Cpu.LIMIT], state[index + Cpu.ATTRIBUTES])
 
     def write(self: NativeVcpu, segment: Segment) -> None:
-        self.machine.set_segment(index, segment.selector, segment.base, segment.limit, segment.attributes)
+        self.machine.set_segment(index, segment.selector, segment.base, segment.limit, segment.attributes & ~hidden)
 
     return property(read, write, doc=name)
 
 
 class DebugRegisters:
-    """DR0 to DR7 in the CPU's state, as plain values."""
+    """DR0 to DR7. The CPU is not told of DR7: its breakpoints would stop the engine instead of the guest."""
 
     def __init__(self, machine: Machine) -> None:
         self.state, self.first = machine.state, machine.debug
+        self._dr7 = 0x400
 
     def __getitem__(self, number: int) -> int:
-        return self.state[self.first + 2 * number]
+        return self._dr7 if number == 7 else self.state[self.first + 2 * number]
 
     def __setitem__(self, number: int, value: int) -> None:
-        self.state[self.first + 2 * number] = value & 0xFFFFFFFF
+        if number == 7:
+            self._dr7 = value
+        else:
+            self.state[self.first + 2 * number] = value & 0xFFFFFFFF
 
 
 class NativeVcpu:
@@ -77,7 +84,7 @@ class NativeVcpu:
     cs = _segment(Cpu.CS, "CS")
     ss = _segment(Cpu.SS, "SS")
     ldt = _segment(Cpu.LDT, "The local descriptor table register")
-    tr = _segment(Cpu.TR, "The task register")
+    tr = _segment(Cpu.TR, "The task register", _TSS_BUSY)
 
     def __init__(self, machine: Machine) -> None:
         self.machine, self.state = machine, machine.state
