@@ -19,7 +19,8 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const as uc_x86
 from unicorn.unicorn_py3.unicorn import uclib
 
-from vmm.cpu_state import Cpu, find_exit_check_flag, find_interrupt_request, find_live_state
+from vmm.cpu_state import Cpu, LayoutError, find_exit_check_flag, find_interrupt_request, find_live_state
+from vmm.x86.svm import ExitCode
 
 FRAME = 4096
 MIB = 1 << 20
@@ -305,6 +306,29 @@ class Machine:
         self.quads[(control * FRAME + 0x48) // 8] = DEVICES_END + min(permissions) * FRAME - self.visible  # the MSR permission map's base
         self.state[self._controls], self.state[self._controls + 1] = control * FRAME - self.visible, DEVICES_END >> 32
         self._requests, self._leave_chain = find_interrupt_request(self._state_address)
+        self._try_interrupt_pin()
+
+    def _try_interrupt_pin(self) -> None:
+        """Raises LayoutError unless the pin and the intercepts are where they are believed to be."""
+        exits: list[int] = []
+
+        def handle(vector: int) -> None:
+            exits.append(vector)
+            self.set_interrupt_pin(False)
+            self.state[Cpu.EIP] = 0
+            self.stop()
+
+        self.on_interrupt = handle
+        self.memory[0] = 0xF4  # HLT ends the run in any case
+        self.set_intercepts(frozenset((ExitCode.INTR,)), frozenset())
+        self.set_flags(0x202)
+        self.set_interrupt_pin(True)
+        self.run()
+        self.set_interrupt_pin(False)
+        self.set_flags(2)
+        self.memory[0], self.on_interrupt = 0, _unexpected
+        if exits != [0x100 + ExitCode.INTR]:
+            raise LayoutError(f"the CPU's INTR pin: exits {exits}")
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Guests that run wild, in a process of their own: python -m tests.guests.hostile RING STUBS SECONDS NAME...
+"""Guests that run wild, in a process of their own: python -m tests.guests.hostile RING STUBS SECONDS NAME... (ring 0: on the bare machine)
 
 Knows the guests written on purpose, by name, and makes `random-...` ones of random bytes. The process prints a line before and a line
 after each guest, so that its parent sees in which one it died.
@@ -19,6 +19,8 @@ from tests.guests.hostile_guests import MEMORY_MIB, SKIP, Parts, written_guests
 from tests.machine.flat import FINISH, flat_vm
 from tests.machine.small_kernel import LOG, TO_USER, USER, USER_PAGES, small_kernel
 from tools.report import death_report
+from vmm.backends.bt import BtOptions
+from vmm.backends.native import NativeOptions
 
 _BLOB, _USER_BLOB = 0x150000, USER + 0x1000
 _COUNTED = f"inc dword ptr ss:[{LOG}]; cmp dword ptr ss:[{LOG}],400; jb n; {FINISH}; n: "
@@ -92,7 +94,8 @@ def run_all(names: Sequence[str], *, ring: int, cached: bool, timeout: float) ->
 def _main(ring: int, cached: bool, timeout: float, names: Sequence[str]) -> None:
     for name in names:
         print(name, flush=True)
-        vm = flat_vm(_guest(name), ring=ring, stubs_in_cache=cached, memory_mib=MEMORY_MIB)
+        options = BtOptions(ring=ring, stubs_in_cache=cached) if ring else NativeOptions()
+        vm = flat_vm(_guest(name), memory_mib=MEMORY_MIB, options=options)
         before = time.process_time()
         stop = vm.run(timeout)
         seconds = time.process_time() - before

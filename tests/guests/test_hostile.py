@@ -51,6 +51,13 @@ def test_random_code(ring: int, group: int) -> None:
     check(random_names(RANDOM_COUNT, ring)[group::3], ring, True, RANDOM_TIMEOUT)
 
 
+@pytest.mark.parametrize("group", range(2))
+def test_on_the_bare_machine(group: int) -> None:
+    """Every fourth written guest and 80 random ones where no VMM stands between them and the CPU: the process outlives them all."""
+    check(NAMES[group::8], 0, True, TIMEOUT)
+    check(random_names(RANDOM_COUNT, 0)[group::8], 0, True, RANDOM_TIMEOUT)
+
+
 @pytest.mark.parametrize(
     ("name", "why", "reason"),
     (
