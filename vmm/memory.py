@@ -19,17 +19,18 @@ DESCRIPTORS = 16  # a descriptor table with shadow descriptors
 
 
 class GuestMemory:
-    """`size` bytes of RAM (a multiple of the frame size) from gpa 0; on a bare machine gpa and hpa are the same.
+    """`size` bytes of RAM (a multiple of the frame size) from gpa 0. identical: gpa and hpa are the same.
 
     frames[gfn] is the hfn behind a guest frame. state[gfn] holds the uses that forbid writing to it unnoticed. When the VMM
     writes for the guest (`write`), `before_write(gfn)` is called first for a frame whose state is not 0: it must end those uses.
     When it could not (False), `after_write(gfn)` is called behind the write.
     """
 
-    def __init__(self, machine: Machine, size: int) -> None:
+    def __init__(self, machine: Machine, size: int, *, identical: bool = False) -> None:
         self.machine = machine
         self.size = size
-        self.frames = list(range(size // FRAME)) if machine.bare else machine.allocate(size // FRAME)
+        self.identical = identical
+        self.frames = list(range(size // FRAME)) if identical else machine.allocate(size // FRAME)
         self.count = len(self.frames)
         self.state = bytearray(self.count)
         self.memory, self.words = machine.memory, machine.words
@@ -39,7 +40,7 @@ class GuestMemory:
 
     def close(self) -> None:
         """Gives the frames back to the machine."""
-        if not self.machine.bare:  # its frames are the guest's by their place
+        if not self.identical:  # those are the guest's by their place
             self.machine.release(self.frames)
         self.frames = []
         self.count = 0

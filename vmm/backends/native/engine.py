@@ -57,7 +57,7 @@ class Native:
 
     def __init__(self, vm: Vm) -> None:
         self.vm, self.machine, self.state, self.stats = vm, vm.machine, vm.machine.state, vm.stats
-        self.memory = vm.memory = GuestMemory(vm.machine, vm.memory_size)
+        self.memory = vm.memory = GuestMemory(vm.machine, vm.memory_size, identical=True)
         self.paging = vm.paging = GuestPaging(self.memory)
         vm.linear = LinearMemory(self.memory, self.paging)
         vm.mmu, vm.descriptors = NativeMmu(), NativeDescriptors()
