@@ -203,7 +203,7 @@ def test_our_own_faults(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 def test_more_memory_than_there_is(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """A host that has not the memory makes -m bad input."""
 
-    def refuse(memory_mib: int) -> None:
+    def refuse(memory_mib: int, options: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("tools.session.machine_for", refuse)
