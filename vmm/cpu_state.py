@@ -90,22 +90,22 @@ def find_exit_check_flag(engine: int, state_size: int) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def find_interrupt_request(state: int) -> tuple[ctypes.c_uint32, ctypes.c_uint16]:
-    """The word of pending requests of the CPU whose live state is at `state`, and the half-word that, set to FFFFh, ends a chain of blocks.
+def find_interrupt_request(state: int) -> tuple[list[ctypes.c_uint32], ctypes.c_uint16]:
+    """What may be the word of pending requests of the CPU whose live state is at `state`; the half-word that, set to FFFFh, ends a chain of blocks.
 
     Both stand in front of the state: a pointer to the state, and one to the half-word's pair close to the state, follow the requests, with
-    a jump buffer of any contents between. Raises LayoutError unless one place looks so; whether it is the one is to be tried.
+    a jump buffer of any contents between. Raises LayoutError when no place looks so. Freed memory before them may look so too: each is to be tried.
     """
     image = ctypes.string_at(state - _SCAN, _SCAN)
     places = [at for at in _occurrences(image, struct.pack("<Q", state)) if at % 8 == state % 8 and 0 < state - _quad(image, at + 8) < 256]
     if len(places) != 1:
         raise LayoutError(f"the pointer to the CPU's state: {len(places)} candidates")
     (pointer,) = places
-    # cflags_next_tb is -1 between blocks; interrupt_request, singlestep_enabled and icount_budget behind it are 0. The first one: the buffer follows.
+    # cflags_next_tb is -1 between blocks; interrupt_request, singlestep_enabled and icount_budget behind it are 0.
     marks = [at for at in range(pointer - 512, pointer, 8) if image[at : at + 24] == b"\xff" * 4 + bytes(20)]
     if not marks:
         raise LayoutError("the CPU's pending requests: no candidate")
-    requests = ctypes.c_uint32.from_address(state - _SCAN + marks[0] + 4)
+    requests = [ctypes.c_uint32.from_address(state - _SCAN + mark + 4) for mark in marks]
     return requests, ctypes.c_uint16.from_address(_quad(image, pointer + 8) + 2)
 
 

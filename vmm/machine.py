@@ -305,11 +305,14 @@ class Machine:
             self.memory[hfn * FRAME : (hfn + 1) * FRAME] = b"\xff" * FRAME
         self.quads[(control * FRAME + 0x48) // 8] = DEVICES_END + min(permissions) * FRAME - self.visible  # the MSR permission map's base
         self.state[self._controls], self.state[self._controls + 1] = control * FRAME - self.visible, DEVICES_END >> 32
-        self._requests, self._leave_chain = find_interrupt_request(self._state_address)
-        self._try_interrupt_pin()
+        candidates, self._leave_chain = find_interrupt_request(self._state_address)
+        for self._requests in candidates:
+            if self._try_interrupt_pin():
+                return
+        raise LayoutError(f"the CPU's INTR pin: none of {len(candidates)} candidates is it")
 
-    def _try_interrupt_pin(self) -> None:
-        """Raises LayoutError unless the pin and the intercepts are where they are believed to be."""
+    def _try_interrupt_pin(self) -> bool:
+        """Whether the pin and the intercepts are where they are believed to be."""
         exits: list[int] = []
 
         def handle(vector: int) -> None:
@@ -327,8 +330,7 @@ class Machine:
         self.set_interrupt_pin(False)
         self.set_flags(2)
         self.memory[0], self.on_interrupt = 0, _unexpected
-        if exits != [0x100 + ExitCode.INTR]:
-            raise LayoutError(f"the CPU's INTR pin: exits {exits}")
+        return exits == [0x100 + ExitCode.INTR]
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
