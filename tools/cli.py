@@ -31,8 +31,8 @@ def _vmm() -> None:
 )
 def run(
     kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="A bundled kernel's name (vmm kernels) or a file.")],
-    backend: Annotated[str, typer.Option(metavar="auto|bt|native", help="How guest code is run.")] = "auto",
-    mmu: Annotated[str | None, typer.Option(metavar="shadow", help="How guest memory is mapped.")] = None,
+    backend: Annotated[str, typer.Option(metavar="auto|bt|pv|native", help="How guest code is run.")] = "auto",
+    mmu: Annotated[str | None, typer.Option(metavar="shadow|direct", help="How guest memory is mapped.")] = None,
     ring: Annotated[str | None, typer.Option(metavar="1|3", help="CPL of the guest's kernel; default 1.")] = None,
     stubs: Annotated[
         str | None, typer.Option(metavar="cache|trap", help="Emulate sensitive instructions in the cache (the default), or trap each.")
@@ -68,7 +68,9 @@ def run(
         modules=tuple(module or ()),
         address=None if address is None else options.address(address),
         disks=options.disks(disk or ()),
-        options=options_of(Technique(backend=backend, mmu=mmu, ring=ring, stubs=stubs, user=user, cache_size=cache_size)),
+        options=options_of(
+            Technique(kernel=kernel, backend=backend, mmu=mmu, ring=ring, stubs=stubs, user=user, cache_size=cache_size)
+        ),
         timeout=None if timeout is None else options.seconds(timeout),
         reboot=not no_reboot,
     )

@@ -42,6 +42,7 @@ class Package:
 GUESTS: Final[Mapping[str, Package]] = {
     "gnumach": Package("gnumach-image-1.8-486:i386", "boot/gnumach-1.8-486.gz", "GNU Mach 1.8, multiboot"),
     "gnumach-xen": Package("gnumach-image-1.8-xen-486:i386", "boot/gnumach-1.8-xen-486.gz", "GNU Mach 1.8 as a 32-bit PAE Xen guest"),
+    "grub-xen": Package("grub-xen-host", "usr/lib/grub-xen/grub-i386-xen.bin", "GRUB as a 32-bit PAE Xen guest"),
 }
 
 

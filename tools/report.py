@@ -63,9 +63,18 @@ def record(ended: Ended, kernel: str, status: int) -> dict[str, object]:
         "flushes": sum(cache.flushes for cache in caches),
         "translated": census(translations(vm)).as_dict(),
         "audit": {"checked": stats.audited, "outside": stats.outside},
+        "hypercalls": dict(stats.hypercalls),
+        "refused": dict(stats.refused),
+        "events": events(vm),
         "memory_mib": vm.memory.size // MIB,
         "fills": vm.mmu.fills,
     }
+
+
+def events(vm: Vm) -> dict[str, int]:
+    """Events of a paravirtual guest: those that it sent, and those that it got."""
+    channels = vm.domain.channels if vm.domain else None
+    return {"sent": channels.sent if channels else 0, "raised": channels.raised if channels else 0}
 
 
 def cache_bytes(vm: Vm) -> int:
@@ -123,7 +132,12 @@ def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
         exits.add_row(kind, "all", f"{counter.total():,}", f"{total * 1e3:.1f}", "", style="bold", end_section=True)
     console.print(exits)
     vectors = {f"{vector} ({vector:#04x})": count for vector, count in stats.injected.items()}
-    for title, counts in (("callouts by instruction", stats.callouts), ("injected events by vector", vectors)):
+    for title, counts in (
+        ("callouts by instruction", stats.callouts),
+        ("injected events by vector", vectors),
+        ("hypercalls by name", stats.hypercalls),
+        ("hypercalls refused", stats.refused),
+    ):
         if counts:
             console.print(_counts(Table(box=SIMPLE_HEAD), title, counts))
     facts = Table(box=SIMPLE_HEAD)
@@ -133,7 +147,7 @@ def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
         ("time", f"{stats.seconds:.3f} s"),
         ("CPU time", f"{stats.cpu_seconds:.3f} s"),
         *_translated(vm),
-        ("shadow fills", f"{vm.mmu.fills:,}"),
+        *_memory(vm),
         ("restarts", f"{ended.restarts:,}"),
     ):
         facts.add_row(name, value)
@@ -142,6 +156,14 @@ def show_statistics(ended: Ended, seconds: Mapping[str, float]) -> None:
     if screen:
         console.print("VGA text screen:")
         console.print(screen, markup=False, end="")
+
+
+def _memory(vm: Vm) -> list[tuple[str, str]]:
+    """What memory took: shadow entries, or a paravirtual guest's own entries and events."""
+    if vm.domain is None:
+        return [("shadow fills", f"{vm.mmu.fills:,}")]
+    counted = events(vm)
+    return [("page-table entries validated", f"{vm.mmu.fills:,}"), ("events sent, raised", f"{counted['sent']:,}, {counted['raised']:,}")]
 
 
 def _translated(vm: Vm) -> list[tuple[str, str]]:

@@ -6,19 +6,22 @@ Knows every back-end's name and options, and which of the command line's words c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from tools import options
 from vmm.backends import Options
 from vmm.errors import InputError
 
-PLANNED = ("trap", "step", "pv", "hw")
+_LARGEST = options.LARGEST_MEMORY * options.MIB
+PLANNED = ("trap", "step", "hw")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Technique:
-    """The words of the command line, as typed; None where nothing was."""
+    """The words of the command line, as typed; None where nothing was. kernel: what "auto" decides by."""
 
+    kernel: str | None = None
     backend: str = "auto"
     mmu: str | None = None
     ring: str | None = None
@@ -30,14 +33,30 @@ class Technique:
 def options_of(technique: Technique) -> Options:
     """The options of the back-end that is meant. Raises InputError for words that are unknown, or do not concern it."""
     backend = options.choice("--backend", technique.backend, ("auto", *_MAKERS), PLANNED)
-    return _MAKERS["bt" if backend == "auto" else backend](technique)
+    if backend == "auto":
+        backend = _suited(technique.kernel)
+        technique = replace(technique, backend=backend)
+    return _MAKERS[backend](technique)
+
+
+def _suited(kernel: str | None) -> str:
+    """The back-end for a kernel that says itself what it is made for. One that cannot be read is refused where it is loaded."""
+    from tools.guest import choose
+    from vmm.boot.image import read_image
+    from vmm.boot.xen_notes import has_xen_notes
+
+    if kernel is not None:
+        with suppress(InputError):
+            if has_xen_notes(read_image(choose(kernel).path, _LARGEST)):
+                return "pv"
+    return "bt"
 
 
 def _bt(technique: Technique) -> Options:
     from vmm.backends.bt import BtOptions
 
     _only(technique, "mmu", "ring", "stubs", "user", "cache_size")
-    options.choice("--mmu", technique.mmu or "shadow", ("shadow",), ("nested", "direct"))
+    options.choice("--mmu", technique.mmu or "shadow", ("shadow",), ("nested",))
     return BtOptions(
         ring=int(options.choice("--ring", technique.ring or "1", ("1", "3"))),
         stubs_in_cache=options.choice("--stubs", technique.stubs or "cache", ("cache", "trap")) == "cache",
@@ -61,4 +80,13 @@ def _only(technique: Technique, *concerned: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value}: --backend {technique.backend} has no such choice")
 
 
-_MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt, "native": _native}
+def _pv(technique: Technique) -> Options:
+    from vmm.backends.pv.options import PvOptions
+
+    _only(technique, "mmu", "ring")
+    options.choice("--mmu", technique.mmu or "direct", ("direct",))
+    options.choice("--ring", technique.ring or "1", ("1",))
+    return PvOptions()
+
+
+_MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt, "native": _native, "pv": _pv}

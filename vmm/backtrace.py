@@ -75,7 +75,7 @@ def _is_code(vm: Vm, eip: int) -> bool:
     if eip == 0:
         return False
     try:
-        return vm.paging.walk(vm.vcpu.cs.base + eip & 0xFFFFFFFF).gpa < vm.memory.size
+        return vm.paging.walk(vm.vcpu.cs.base + eip & 0xFFFFFFFF).gpa < vm.paging.memory.size
     except GuestPageFault:
         return False
 

@@ -8,6 +8,8 @@ back-end comes through here.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from vmm.cpu_state import Cpu
 from vmm.exits import End, Stop, Stopped
 from vmm.faults import GuestFault, GuestPageFault
@@ -18,6 +20,18 @@ from vmm.x86.bits import CONTRIBUTORY, ERROR_CODE_VECTORS, Cr0, Flag, Vector
 from vmm.x86.descriptors import CODE, CONFORMING, INTERRUPT_GATE, PRESENT, SEGMENT, TASK_GATE, TRAP_GATE, Segment, dpl, segment, system_type
 
 _FAULTS_WITH_RF = frozenset((0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19))
+
+
+class Delivery(Protocol):
+    """Delivery of events into a guest; may raise Stopped, and then the guest is dead."""
+
+    def raise_exception(self, vector: int, error: int | None = None) -> None:
+        """An exception of the instruction at EIP; a page fault's address is the vCPU's CR2."""
+        ...
+
+    def interrupt(self, vector: int, back_to: int, *, software: bool) -> None:
+        """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to."""
+        ...
 
 
 class Events:

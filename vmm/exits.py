@@ -6,6 +6,7 @@ itself is an engine assist. Plain data; knows nobody.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -63,11 +64,26 @@ class PortAccess:
 
 
 @dataclass(slots=True)
+class Hypercall:
+    """A paravirtual guest's kernel asks the VMM for something; EIP is behind the INT. number: as in EAX."""
+
+    number: int
+
+
+@dataclass(slots=True)
+class Privileged:
+    """#GP (with its error code) or #UD (None) of a paravirtual guest, which may stand for an instruction that the ABI has emulated."""
+
+    error: int | None
+    code: Callable[[], bytes]  # the bytes at EIP, fewer than 15 where no more can be read
+
+
+@dataclass(slots=True)
 class External:
     """An interrupt is pending, IF is set and the guest is at an instruction boundary."""
 
 
-Exit = Sensitive | Raised | PageFault | SoftwareInterrupt | DeviceMemory | PortAccess | External
+Exit = Sensitive | Raised | PageFault | SoftwareInterrupt | DeviceMemory | PortAccess | Hypercall | Privileged | External
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from vmm.emulate import ROUTINES, undefined
-from vmm.exits import RESUME, DeviceMemory, Exit, External, Outcome, PageFault, PortAccess, Raised, Sensitive, SoftwareInterrupt, Stopped
+from vmm.exits import (
+    RESUME,
+    DeviceMemory,
+    Exit,
+    External,
+    Hypercall,
+    Outcome,
+    PageFault,
+    PortAccess,
+    Privileged,
+    Raised,
+    Sensitive,
+    SoftwareInterrupt,
+    Stopped,
+)
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.mmio import access_device_memory
 from vmm.ports import user_port_access
 from vmm.x86.bits import Vector
+from vmm.xen.privileged import emulate_privileged
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
+    from vmm.xen.domain import XenDomain
 
 
 class Monitor:
@@ -75,8 +91,25 @@ class Monitor:
                 return access_device_memory(vm, gpa, gva, write)
             case PortAccess(port, size):
                 return user_port_access(vm, port, size)
+            case Hypercall(number):
+                return self._domain().hypercall(number)
+            case Privileged(error, code):
+                emulate_privileged(self._domain(), error, code())
+                return RESUME
             case _:
                 assert_never(exit_)
+
+    def upcall(self) -> Outcome:
+        """A paravirtual guest's events are pending and not masked: enters its handler."""
+        try:
+            self._domain().traps.upcall()
+        except Stopped as stopped:
+            return stopped.stop
+        return RESUME
+
+    def _domain(self) -> XenDomain:
+        assert self.vm.domain is not None, "an exit of a paravirtual guest"
+        return self.vm.domain
 
     def _inject(self, fault: GuestFault) -> None:
         vm = self.vm

@@ -5,6 +5,7 @@ Knows the machine state that multiboot promises. Knows no virtual CPU: whoever b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,11 +29,34 @@ GDT: Final = b"".join(
 STACK: Final = 0x6F00
 
 
+STORE_PORT: Final = 1
+CONSOLE_PORT: Final = 2
+"""Event channels of a Xen domain that are open before it starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What a domain builder leaves for a Xen guest, in pages of the guest's memory, page 0 of which is mapped at `virt_base`.
+
+    top: the top-level page table. tables: all page tables, which are mapped read-only. directories: by top-level entry. hypercall_page:
+    None when the guest wants none. store, console: the rings of the store and of the console.
+    """
+
+    virt_base: int
+    top: int
+    tables: range
+    directories: Mapping[int, int]
+    hypercall_page: int | None
+    store: int
+    console: int
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """The first state of a guest: protected mode, flat 32-bit segments, paging off, A20 open, IF=0 (Multiboot 0.6.96, 3.2 "Machine state").
 
-    `entry` is the first EIP: with paging off and flat segments, a guest-physical address. `kind` is "multiboot", "elf" or "flat".
+    `entry` is the first EIP: with paging off and flat segments, a guest-physical address. `kind` is "multiboot", "elf", "flat" or "xen": the
+    last starts with paging on, as its `domain` says, and has no GDT of its own.
     The GDT of `gdt_limit + 1` bytes lies in guest memory at `gdt_base`; CS is `cs`, every data segment and SS is `ds`, and a limit of
     4 GiB is loaded in each. No IDT is set up: an exception before the guest loads one is its triple fault.
     """
@@ -53,3 +77,4 @@ class Start:
     ebp: int = 0
     esp: int = STACK
     eflags: int = 2
+    domain: Domain | None = None

@@ -14,14 +14,17 @@ class Statistics:
     """Counters of one run.
 
     architectural: exits that a real CPU would have taken too under the same technique. engine: assists that only this CPU
-    needs. callouts: emulated instructions by name. audited, outside: exits in virtual kernel mode at which EIP was checked,
-    and those at which it lay outside the translation cache (must be 0). last: the last exits, as (name, EIP), oldest first.
+    needs. callouts: emulated instructions by name. hypercalls by name; refused: what a guest asked for by them and was not
+    given. audited, outside: exits in virtual kernel mode at which EIP was checked, and those at which it lay outside the
+    translation cache (must be 0). last: the last exits, as (name, EIP), oldest first.
     """
 
     architectural: Counter[str] = field(default_factory=Counter)
     engine: Counter[str] = field(default_factory=Counter)
     callouts: Counter[str] = field(default_factory=Counter)
     injected: Counter[int] = field(default_factory=Counter)
+    hypercalls: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     audited: int = 0
     outside: int = 0
     last: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=16))

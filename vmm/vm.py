@@ -9,6 +9,7 @@ import gc
 import select
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vmm.backends import Options, build, machine
 from vmm.backends.bt import BtOptions
@@ -20,7 +21,7 @@ from vmm.cpuid import cpuid, initial_msrs
 from vmm.devices import stop as device_stop
 from vmm.devices.disk import Disk
 from vmm.errors import InputError
-from vmm.events import Events
+from vmm.events import Delivery, Events
 from vmm.exits import End, Stop
 from vmm.lapic_page import LapicPage
 from vmm.machine import FRAME, MIB, Machine
@@ -36,6 +37,9 @@ from vmm.start import Start
 from vmm.stats import Statistics
 from vmm.ticker import LONGEST, Ticker
 from vmm.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    from vmm.xen.domain import XenDomain
 
 _STOPS = {
     device_stop.StopKind.RESET: End.RESET,
@@ -54,7 +58,7 @@ class Vm:
 
     memory_mib: guest memory in MiB. options: which back-end, and how it works. disks: in the order primary master, primary slave, ...
     console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None. The parts named below are the
-    back-end's: it puts them under the VM.
+    back-end's: it puts them under the VM. domain: what a paravirtual guest has in place of a PC.
     """
 
     memory: GuestMemory
@@ -63,6 +67,7 @@ class Vm:
     mmu: Mmu
     descriptors: Descriptors
     vcpu: Vcpu
+    domain: XenDomain | None = None
 
     def __init__(
         self,
@@ -88,16 +93,18 @@ class Vm:
         (self.scratch_frame,) = machine.allocate(1)
         self.segments = Segments(self.vcpu, self.linear)
         self.operands = Operands(self.vcpu, self.linear)
-        self.events = Events(self.vcpu, self.linear, self.segments)
+        self.events: Delivery = self.domain.traps if self.domain else Events(self.vcpu, self.linear, self.segments)
         self.monitor = Monitor(self)
+        self.disks = disks
         self.board = build_board(
-            self.memory,
+            self.memory if self.domain is None else _Detached(self.memory_size),
             self.clock,
             console=self.console.write,
             disks=disks,
             stop=self._device_stop,
             interrupts_changed=self._interrupts_changed,
         )
+        self.receive: Callable[[bytes], None] = self.board.serial.receive
         self.lapic_page: LapicPage | None = None
         if isinstance(self.mmu, ShadowMmu):
             (lapic_frame,) = machine.allocate(1)
@@ -110,8 +117,20 @@ class Vm:
         self, path: str, *, append: str = "", modules: Sequence[str] = (), initrd: str | None = None, address: int | None = None
     ) -> None:
         """Loads a kernel and sets the virtual CPU to its entry. Raises InputError."""
-        self.start = load(path, self.memory, append=append, modules=modules, initrd=initrd, address=address)
+        if self.domain is None:
+            self.start = load(path, self.memory, append=append, modules=modules, initrd=initrd, address=address)
+            self.backend.start(self.start)
+            return
+        from vmm.boot.xen import load_domain  # only these guests need it
+        from vmm.xen.board import build_xen_board
+
+        if address is not None:
+            raise InputError(f"{path}: an address is for flat binaries, and --backend pv runs Xen kernels")
+        frames, shared_info = self.memory.frames, self.domain.shared.mfn * FRAME
+        self.start = load_domain(path, self.memory, frames, shared_info, append=append, modules=modules, initrd=initrd)
+        assert self.start.domain is not None
         self.backend.start(self.start)
+        self.receive = build_xen_board(self, self.domain, self.start.domain, self.disks).console.receive
 
     # -- running ---------------------------------------------------------------------------------------------------------------
 
@@ -160,10 +179,11 @@ class Vm:
 
     def _wait(self, end: float | None) -> None:
         """HLT: sleeps until an interrupt, input or the end."""
-        if self.board.interrupts.asserted and self.vcpu.interrupts_on:
+        domain = self.domain
+        if domain.ready() if domain else self.board.interrupts.asserted and self.vcpu.interrupts_on:
             self.vcpu.halted = False
             return
-        if not self.vcpu.interrupts_on:
+        if not domain and not self.vcpu.interrupts_on:
             self.stop(Stop(End.DIED, "halted for good: hlt with interrupts disabled"))
             return
         seconds = self._until_next(end)
@@ -176,7 +196,7 @@ class Vm:
     def _console_turn(self) -> None:
         keys = self.console.poll()
         if keys:
-            self.board.serial.receive(keys)
+            self.receive(keys)
 
     def _interrupts_changed(self) -> None:
         if self.start is not None:  # devices settle their lines while they are built
@@ -188,3 +208,16 @@ class Vm:
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """What CPUID answers."""
         return cpuid(leaf, subleaf)
+
+
+class _Detached:
+    """Memory for the board of a guest that has no PC: nothing is there."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def read(self, gpa: int, size: int) -> bytes:
+        return bytes(size)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Goes nowhere."""

@@ -126,11 +126,38 @@ def contents(section: Section, image: bytes) -> bytes:
     return image[section.offset : section.offset + section.size]
 
 
-def _segments(name: str, image: bytes, phoff: int, phentsize: int, phnum: int) -> tuple[Segment, ...]:
+def program_headers(name: str, image: bytes) -> list[tuple[int, int, int]]:
+    """(type, offset, bytes in the file) of every program header. Raises InputError as `parse` does."""
+    check_machine(name, image)
+    if len(image) < _HEADER.size:
+        raise InputError(f"{name}: truncated ELF header")
+    phoff, phentsize, phnum = (_HEADER.unpack_from(image)[n] for n in (5, 9, 10))
+    _check_program_headers(name, image, phoff, phentsize, phnum)
+    return [(row[0], row[1], row[4]) for row in (_SEGMENT.unpack_from(image, phoff + n * phentsize) for n in range(phnum))]
+
+
+def named_sections(image: bytes) -> list[tuple[int, int, int, bytes]]:
+    """(type, offset, size, name) of every section; none where the table or the names are cut off or stripped."""
+    if len(image) < _HEADER.size:
+        return []
+    shoff, shentsize, shnum, names = (_HEADER.unpack_from(image)[n] for n in (6, 11, 12, 13))
+    table = image[shoff : shoff + shnum * SECTION_SIZE]
+    if shentsize != SECTION_SIZE or len(table) != shnum * SECTION_SIZE or names >= shnum:
+        return []
+    rows = list(_SECTION.iter_unpack(table))
+    strings = image[rows[names][4] : rows[names][4] + rows[names][5]]
+    return [(row[1], row[4], row[5], strings[row[0] : max(row[0], strings.find(b"\0", row[0]))]) for row in rows]
+
+
+def _check_program_headers(name: str, image: bytes, phoff: int, phentsize: int, phnum: int) -> None:
     if phnum and phentsize < _SEGMENT.size:
         raise InputError(f"{name}: corrupted ELF header: program headers of {phentsize} bytes")
     if phoff + phnum * phentsize > len(image):
         raise InputError(f"{name}: truncated: the program headers lie beyond the end of the file")
+
+
+def _segments(name: str, image: bytes, phoff: int, phentsize: int, phnum: int) -> tuple[Segment, ...]:
+    _check_program_headers(name, image, phoff, phentsize, phnum)
     rows = (_SEGMENT.unpack_from(image, phoff + index * phentsize) for index in range(phnum))
     found = tuple(Segment(row[1], row[2], row[3], row[4], row[5], bool(row[6] & _PF_X)) for row in rows if row[0] == _PT_LOAD and row[5])
     for segment in found:

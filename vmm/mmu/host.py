@@ -37,7 +37,12 @@ class HostSpace:
         for page in range(DESCRIPTOR_PAGES):
             quads[descriptors * 512 + page] = (tables + page) * FRAME | LEAF | NX
         self.descriptors = tables * 512
+        self._descriptor_pages = descriptors * 512
         self._scratch, self._next = scratch * 512, 0
+
+    def show_descriptors(self, page: int, hfn: int | None) -> None:
+        """Puts a frame, or nothing, in the place of page `page` of the tables at GDT. The TLB is not flushed."""
+        self.machine.quads[self._descriptor_pages + page] = 0 if hfn is None else hfn * FRAME | LEAF | NX
 
     def drop_code(self, hfn: int) -> None:
         """Drops what the engine compiled from a frame.

@@ -1,0 +1,127 @@
+"""Small Xen guests for tests: assembly text in, a domain that runs it. And the ELF file of one, for whoever tests loaders.
+
+Knows the ABI's registers and layouts as a guest must know them. Knows nothing of how hypercalls are done.
+
+Linear memory from BASE: the hypercall page, then CODE; LOG is memory for what a test wants to know; STACK grows down from there; TABLE and DATA are
+pages for what a guest prepares. All of it is mapped writable by the domain builder.
+"""
+
+import struct
+import tempfile
+from collections.abc import Mapping
+
+from tests.assembly import assemble
+from vmm import vm as whole
+from vmm.backends.pv import PvOptions
+from vmm.console import Console
+from vmm.exits import Stop
+from vmm.xen.domain import XenDomain
+
+BASE = 0xC0000000
+HYPERCALLS, CODE, LOG, STACK, TABLE, DATA, USER, END = (BASE + at for at in (0, 0x1000, 0x8000, 0x9000, 0xA000, 0xB000, 0xC000, 0xE000))
+HANDLERS = BASE + 0x4000  # 256 bytes for each vector below 64
+MEMORY_MIB = 8
+INFO = LOG + 0xFF0  # where the address of the start info page is kept
+FINISH = "mov ebx,2; mov ecx,0; mov eax,6; int 0x82"  # sched_op_compat: shutdown, power off
+IRET = ".byte 0xcf"  # Keystone would give it an operand size
+_START = assemble(f"mov esp,{STACK}; mov [{INFO}],esi", CODE)
+
+
+def note(kind: int, value: bytes, owner: bytes = b"Xen\0") -> bytes:
+    """One ELF note."""
+    return struct.pack("<3I", len(owner), len(value), kind) + owner.ljust(len(owner) + 3 & ~3, b"\0") + value.ljust(len(value) + 3 & ~3, b"\0")
+
+
+def notes(**changed: bytes | None) -> bytes:
+    """The notes of a sound kernel, but for what is changed: entry, hypercall, base, offset, pae; None leaves one out."""
+    sound: dict[str, tuple[int, bytes]] = {
+        "entry": (1, struct.pack("<I", CODE)),
+        "hypercall": (2, struct.pack("<I", HYPERCALLS)),
+        "base": (3, struct.pack("<I", BASE)),
+        "offset": (4, struct.pack("<I", BASE)),
+        "pae": (9, b"yes\0"),
+    }
+    values = {name: changed.get(name, value) for name, (_, value) in sound.items()}
+    return b"".join(note(sound[name][0], value) for name, value in values.items() if value is not None)
+
+
+def elf(contents: bytes, area: bytes, *, size: int = END - BASE, address: int = BASE) -> bytes:
+    """A 32-bit ELF file with one segment, and notes unless `area` is empty."""
+    count = 2 if area else 1
+    at = 52 + 32 * count
+    header = struct.pack("<16sHHIIIIIHHHHHH", b"\x7fELF\1\1\1", 2, 3, 1, CODE, 52, 0, 0, 52, 32, count, 40, 0, 0)
+    load = struct.pack("<8I", 1, at, address, address, len(contents), size, 7, 4096)
+    described = struct.pack("<8I", 4, at + len(contents), 0, 0, len(area), 0, 4, 4) if area else b""
+    return header + load + described + contents + area
+
+
+def kernel(parts: Mapping[int, str | bytes]) -> bytes:
+    """The ELF file of a guest: parts at their linear addresses, text is assembled."""
+    image = bytearray(END - BASE)
+    for at, part in parts.items():
+        data = part if isinstance(part, bytes) else assemble(part, at)
+        assert at - BASE + len(data) <= len(image)
+        image[at - BASE : at - BASE + len(data)] = data
+    return elf(bytes(image), notes())
+
+
+def pv_vm(parts: Mapping[int, str | bytes], *, strict: bool = False, memory_mib: int = MEMORY_MIB, console: Console | None = None) -> whole.Vm:
+    """A domain about to run the part at CODE, with ESP at STACK and the start info page's address at INFO."""
+    made = dict(parts)
+    made[CODE] = _START + (part if isinstance(part := parts[CODE], bytes) else assemble(part, CODE + len(_START)))
+    options = PvOptions(strict=strict)
+    vm = whole.Vm(whole.machine_for(memory_mib, options), memory_mib=memory_mib, options=options, console=console)
+    with tempfile.NamedTemporaryFile(suffix=".elf") as file:
+        file.write(kernel(made))
+        file.flush()
+        vm.load(file.name)
+    return vm
+
+
+def domain_of(vm: whole.Vm) -> XenDomain:
+    """The VM's domain."""
+    assert vm.domain is not None
+    return vm.domain
+
+
+def run(parts: Mapping[int, str | bytes], *, strict: bool = False) -> whole.Vm:
+    """Runs a guest to its power off. Fails with the reason for any other end."""
+    vm = pv_vm(parts, strict=strict)
+    stop = vm.run(20)
+    assert stop.reason == "power off by the guest (sched_op)", describe(vm, stop)
+    return vm
+
+
+def describe(vm: whole.Vm, stop: Stop) -> str:
+    """Where and why a run ended, for a failed assertion."""
+    return f"{stop.reason} at {vm.vcpu.eip:#x}, CPL {vm.vcpu.cpl}, refused {dict(vm.stats.refused)}, last exits {list(vm.stats.last)}"
+
+
+def log(vm: whole.Vm, count: int) -> list[int]:
+    """Words of the guest's LOG."""
+    return list(struct.unpack(f"<{count}I", domain_of(vm).mmu.read(LOG, 4 * count)))
+
+
+def call(number: int, *arguments: int | str, log_at: int | None = None) -> str:
+    """Assembly of one hypercall; its result goes to LOG's word `log_at`."""
+    loads = "; ".join(f"mov {register},{argument}" for register, argument in zip(("ebx", "ecx", "edx", "esi", "edi"), arguments, strict=False))
+    keep = f"; mov [{LOG + 4 * log_at}],eax" if log_at is not None else ""
+    return f"{loads}; mov eax,{number}; int 0x82{keep}"
+
+
+def map_page(gva: int, page: int, flags: int, log_at: int | None = None) -> str:
+    """Assembly that maps one of the guest's pages at `gva` by update_va_mapping; ESI is lost, INFO must hold the start info page's address."""
+    entry = f"mov ecx,[{INFO}]; mov ecx,[ecx+68]; mov ecx,[ecx+{4 * page}]; shl ecx,12; or ecx,{flags}"
+    keep = f"; mov [{LOG + 4 * log_at}],eax" if log_at is not None else ""
+    return f"{entry}; mov ebx,{gva}; mov edx,0; mov esi,2; mov eax,14; int 0x82{keep}"
+
+
+def page_of(gva: int) -> int:
+    """The number of the page that the domain builder maps at `gva`."""
+    return gva - BASE >> 12
+
+
+def traps(*vectors: int, level: int = 3) -> bytes:
+    """A trap table for these vectors, whose handlers lie at HANDLERS, and its end."""
+    rows = [struct.pack("<BBHI", vector, level, 0xE019, HANDLERS + 0x100 * vector) for vector in vectors]
+    return b"".join(rows) + bytes(8)

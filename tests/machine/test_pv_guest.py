@@ -1,0 +1,300 @@
+"""What a Xen guest sees of its virtual CPU: hypercalls, frames of exceptions, upcalls, user mode, and the instructions that the ABI emulates."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from tests.machine.pv import (
+    BASE,
+    CODE,
+    DATA,
+    FINISH,
+    HANDLERS,
+    HYPERCALLS,
+    INFO,
+    IRET,
+    LOG,
+    STACK,
+    TABLE,
+    USER,
+    call,
+    describe,
+    domain_of,
+    log,
+    map_page,
+    page_of,
+    pv_vm,
+    run,
+    traps,
+)
+from vmm.exits import End
+
+_SAVE_FRAME = "; ".join(f"mov eax,[esp+{4 * n}]; mov [{LOG + 4 * n}],eax" for n in range(6))
+_SYSTEM_CALL, _END = 0x30, 0x31  # vectors of these guests
+_USER_PAGES = f"{map_page(USER, page_of(USER), 0x67)}; {map_page(USER + 0x1000, page_of(USER) + 1, 0x67)}"
+_TO_USER = f"push 0xe033; push {USER + 0x1800}; push 0x202; push 0xe02b; push {USER}; {IRET}"
+_ENTER = f"{call(0, TABLE)}; {call(3, 0xE021, STACK)}; {_USER_PAGES}; {_TO_USER}"
+_ENOSYS, _EFAULT, _EINVAL, _EPERM = (-error & 0xFFFFFFFF for error in (38, 14, 22, 1))
+
+
+def _handler(vector: int) -> int:
+    return HANDLERS + 0x100 * vector
+
+
+def _store(at: int, *values: int) -> str:
+    return "; ".join(f"mov dword ptr [{at + 4 * n}],{value}" for n, value in enumerate(values))
+
+
+def test_start_of_day() -> None:
+    """Registers, selectors and the start info page are as the ABI has them; frames differ from pages everywhere."""
+    vm = run({CODE: f"mov [{LOG + 4}],cs; mov [{LOG + 8}],ss; mov [{LOG + 12}],ds; pushfd; pop eax; mov [{LOG + 16}],eax; {FINISH}"})
+    _, cs, ss, ds, flags = log(vm, 5)
+    assert (cs & 0xFFFF, ss & 0xFFFF, ds & 0xFFFF) == (0xE019, 0xE021, 0xE021)
+    assert flags & 0x3200 == 0x200
+    domain = domain_of(vm)
+    info = int.from_bytes(domain.mmu.read(INFO, 4), "little")
+    page = domain.mmu.read(info, 1104 + 8)
+    assert page[:16] == b"xen-3.0-x86_32p\0"
+    pages, shared, flags, store, store_port, console, console_port, base, count, p2m, module, size = struct.unpack_from("<12I", page, 32)
+    assert (pages, flags, module, size) == (vm.memory.count, 0, 0, 0)
+    assert (store_port, console_port) == (1, 2)
+    assert shared == domain.shared.mfn << 12
+    listed = struct.unpack(f"<{pages}I", domain.mmu.read(p2m, 4 * pages))
+    assert list(listed) == list(vm.memory.frames)
+    assert not [pfn for pfn, mfn in enumerate(listed) if pfn == mfn]
+    assert {store, console} <= set(listed)
+    assert domain.mmu.translate(base) >> 12 == domain.mmu.base
+    assert not [n for n in range(count) if domain.mmu.leaf_entry(base + n * 0x1000)[1] & 2], "page tables are mapped read-only"
+    table = domain.mmu.read(0xF5800000, 4 * domain.frames.count)
+    assert [struct.unpack_from("<I", table, 4 * mfn)[0] for mfn in listed] == list(range(pages))
+
+
+def test_hypercall_page_and_int() -> None:
+    """A hypercall goes through the page or by INT 82h; one that is not offered gives -ENOSYS and is counted."""
+    through = f"mov ebx,0; mov eax,{HYPERCALLS + 32 * 17}; call eax; mov [{LOG}],eax"
+    vm = run({CODE: f"{through}; {call(17, 0, log_at=1)}; {call(31, 0, log_at=2)}; {call(999, log_at=3)}; {FINISH}"})
+    assert log(vm, 4) == [4 << 16 | 17, 4 << 16 | 17, _ENOSYS, _ENOSYS]
+    assert vm.stats.hypercalls["xen_version"] == 2
+    assert vm.stats.hypercalls["31 (not offered)"] == 1
+
+
+def test_an_exception_in_the_kernel() -> None:
+    """EIP at the instruction, CS with the upcall mask above it, EFLAGS with IF as the mask has it, an error code where there is one."""
+    vm = run({CODE: f"{call(0, TABLE)}; mov eax,[0x10]; {FINISH}", TABLE: traps(14), _handler(14): f"{_SAVE_FRAME}; {FINISH}"})
+    error, eip, cs, flags = log(vm, 4)
+    assert (error, cs, flags & 0x3200) == (0, 1 << 16 | 0xE019, 0)
+    assert domain_of(vm).mmu.read(eip, 1)[0] in (0xA1, 0x8B)
+    assert domain_of(vm).shared.words[2] == 0x10, "CR2 in the shared info page"
+
+
+def test_the_upcall_mask_is_the_virtual_if() -> None:
+    """With events unmasked an exception's frame shows IF set and a mask of 0; a handler that masks events runs masked."""
+    unmask = f"mov eax,[{INFO}]; {map_page(DATA, 0, 0x63).replace(_p2m_entry(0), _shared_entry())}; mov byte ptr [{DATA + 1}],0"
+    table = struct.pack("<BBHI", 3, 4, 0xE019, _handler(3)) + bytes(8)
+    kept = f"{_SAVE_FRAME}; movzx eax,byte ptr [{DATA + 1}]; mov [{LOG + 24}],eax"
+    vm = run({CODE: f"{call(0, TABLE)}; {unmask}; int3; {FINISH}", TABLE: table, _handler(3): f"{kept}; {FINISH}"})
+    _, cs, flags = log(vm, 3)
+    assert (cs, flags & 0x200) == (0xE019, 0x200)
+    assert log(vm, 7)[6] == 1
+
+
+def _p2m_entry(page: int) -> str:
+    """What `map_page` loads for a page of the guest's."""
+    return f"mov ecx,[ecx+68]; mov ecx,[ecx+{4 * page}]; shl ecx,12"
+
+
+def _shared_entry() -> str:
+    return "mov ecx,[ecx+36]"
+
+
+def test_user_mode_and_back() -> None:
+    """IRET to CPL 3 natively; a system call on the stack of stack_switch; the user's frame has SS and ESP; and back again."""
+    vm = run({
+        CODE: _ENTER,
+        TABLE: traps(_SYSTEM_CALL, _END),
+        USER: f"mov eax,0x1234; int {_SYSTEM_CALL}; int {_END}",
+        _handler(_SYSTEM_CALL): f"{_SAVE_FRAME}; {IRET}",
+        _handler(_END): f"mov [{LOG + 24}],esp; {FINISH}",
+    })  # fmt: skip
+    eip, cs, flags, esp, ss = log(vm, 5)
+    assert (eip, cs, esp, ss) == (USER + 7, 1 << 16 | 0xE02B, USER + 0x1800, 0xE033)
+    assert flags & 0x200 == 0
+    assert log(vm, 7)[6] == STACK - 20
+    assert vm.stats.architectural["system call"] == 2
+
+
+def test_iret_by_hypercall() -> None:
+    """Through the hypercall page: EAX comes from the frame, and IF of the frame becomes the upcall mask."""
+    iret = f"push 0xe033; push {USER + 0x1800}; push 0x202; push 0xe02b; push {USER}; mov eax,0x77; jmp {HYPERCALLS + 32 * 23}"
+    vm = run({
+        CODE: f"{call(0, TABLE)}; {call(3, 0xE021, STACK)}; {_USER_PAGES}; {iret}",
+        TABLE: traps(_END),
+        USER: f"int {_END}",
+        _handler(_END): f"mov [{LOG + 24}],eax; {_SAVE_FRAME}; {FINISH}",
+    })  # fmt: skip
+    eip, cs, flags, esp, ss = log(vm, 5)
+    assert (eip, cs, esp, ss) == (USER + 2, 0xE02B, USER + 0x1800, 0xE033)
+    assert flags & 0x200
+    assert log(vm, 7)[6] == 0x77
+
+
+def test_int_needs_the_gates_level() -> None:
+    """INT n from user mode through a gate for the kernel only is #GP with the vector in its error code."""
+    vm = run({
+        CODE: _ENTER,
+        TABLE: traps(13, level=0)[:8] + traps(_SYSTEM_CALL, level=1),
+        USER: f"int {_SYSTEM_CALL}",
+        _handler(13): f"{_SAVE_FRAME}; {FINISH}",
+    })  # fmt: skip
+    error, eip, cs = log(vm, 3)
+    assert (error, eip, cs & 0xFFFF) == (_SYSTEM_CALL << 3 | 2, USER, 0xE02B)
+
+
+@pytest.mark.parametrize("instruction", ("int 0x82", "cli", "hlt", "mov eax,cr0", "in al,0x60", "out 0xf4,al", "mov cr3,eax", "lidt [eax]"))
+def test_user_code_may_not(instruction: str) -> None:
+    """Hypercalls and privileged instructions of user code are its #GP, at the instruction, and change nothing."""
+    vm = run({
+        CODE: _ENTER,
+        TABLE: traps(13),
+        USER: f"mov eax,2; {instruction}",
+        _handler(13): f"{_SAVE_FRAME}; {FINISH}",
+    })  # fmt: skip
+    error, eip, cs = log(vm, 3)
+    assert (error, eip, cs & 0xFFFF) == (0x82 << 3 | 2 if instruction == "int 0x82" else 0, USER + 5, 0xE02B)
+
+
+@pytest.mark.parametrize("instruction", ("hlt", "in al,0x60", "out 0x20,al", "mov cr3,eax", "lgdt [eax]", "cli", "sti", "ltr ax"))
+def test_the_kernel_may_not(instruction: str) -> None:
+    """What the ABI does not emulate is #GP in the guest's kernel too: it owns no device and no control register."""
+    handler = f"{_SAVE_FRAME}; mov dword ptr [{LOG + 32}],1; {FINISH}"
+    vm = run({CODE: f"{call(0, TABLE)}; {instruction}; {FINISH}", TABLE: traps(13), _handler(13): handler})
+    assert log(vm, 9)[8] == 1
+    assert log(vm, 1) == [0]
+
+
+def test_emulated_instructions() -> None:
+    """RDTSC gives virtual nanoseconds, CLTS and reads of CR0 work, and the forced CPUID names the VMM."""
+    forced = "mov eax,0x40000000; .byte 0x0f,0x0b,0x78,0x65,0x6e,0x0f,0xa2"
+    code = f"rdtsc; mov [{LOG}],eax; mov [{LOG + 4}],edx; clts; mov eax,cr0; mov [{LOG + 8}],eax"
+    vm = run({CODE: f"{code}; {forced}; mov [{LOG + 12}],ebx; mov [{LOG + 16}],ecx; mov eax,1; cpuid; mov [{LOG + 20}],edx; {FINISH}"})
+    low, high, cr0, ebx, ecx, features = log(vm, 6)
+    assert 0 < high << 32 | low <= domain_of(vm).clock.now()
+    assert cr0 & 0x80000009 == 0x80000001
+    assert struct.pack("<2I", ebx, ecx) == b"XenVMMXe"
+    assert features & 1 << 6, "PAE"
+    assert not features & (1 << 13 | 1 << 3), "neither global pages nor large ones"
+
+
+def test_task_switched() -> None:
+    """fpu_taskswitch makes the next FPU instruction #NM, and the flag is clear again in its handler."""
+    code = f"{call(0, TABLE)}; {call(5, 1)}; fninit; mov dword ptr [{LOG}],7; {FINISH}"
+    vm = run({CODE: code, TABLE: traps(7), _handler(7): f"inc dword ptr [{LOG + 4}]; {IRET}"})
+    assert log(vm, 2) == [7, 1]
+
+
+def test_a_call_gate_into_the_kernel() -> None:
+    """A far call of user code through a call gate in the guest's LDT: the frame is on the kernel's stack, and RETF goes back."""
+    gate = _handler(5) & 0xFFFF | 0xE019 << 16 | (0xEC00 | _handler(5) & 0xFFFF0000) << 32
+    remap = f"mov ecx,[{INFO}]; mov ecx,[ecx+68]; mov ecx,[ecx+{4 * page_of(DATA)}]; shl ecx,12; or ecx,0x61; {call(14, DATA, 'ecx', 0, 2)}"
+    table = f"{_store(LOG + 128, 13, DATA, 1)}; {call(26, LOG + 128, 1, 0, 0x7FF0, log_at=8)}"
+    vm = run({
+        CODE: f"{call(0, TABLE)}; {call(3, 0xE021, STACK)}; {_USER_PAGES}; {remap}; {table}; {_TO_USER}",
+        TABLE: traps(_END, 13),
+        DATA: struct.pack("<Q", gate),
+        USER: f".byte 0x9a; .long 0; .short 7; int {_END}",
+        _handler(5): f"{_SAVE_FRAME}; .byte 0xcb",
+        _handler(_END): f"mov dword ptr [{LOG + 36}],1; {FINISH}",
+        _handler(13): f"{_SAVE_FRAME}; {FINISH}",
+    })  # fmt: skip
+    assert log(vm, 4) == [USER + 7, 0xE02B, USER + 0x1800, 0xE033]
+    assert log(vm, 10)[8:] == [0, 1]
+
+
+def test_events() -> None:
+    """An event that the guest sends itself over an IPI channel: one upcall, masked in its handler, the pending bits set; block returns for it."""
+    bind = f"{call(32, 7, LOG + 64)}"
+    send = f"mov eax,[{LOG + 68}]; mov [{LOG + 72}],eax; {call(32, 4, LOG + 72, log_at=0)}"
+    shared = map_page(DATA, 0, 0x63).replace(_p2m_entry(0), _shared_entry())
+    seen = f"mov eax,[{DATA}]; mov [{LOG + 8}],eax; mov eax,[{DATA + 2048}]; mov [{LOG + 12}],eax"
+    vm = run({
+        CODE: f"{call(4, 0xE019, _handler(2), 0xE019, 0)}; {shared}; {bind}; {send}; {call(29, 1, 0, log_at=4)}; {FINISH}",
+        _handler(2): f"push eax; inc dword ptr [{LOG + 4}]; {seen}; mov byte ptr [{DATA}],0; pop eax; {IRET}",
+    })  # fmt: skip
+    sent, upcalls, state, pending, blocked = log(vm, 5)
+    port = log(vm, 18)[17]
+    assert (sent, upcalls, blocked) == (0, 1, 0)
+    assert state & 0xFFFF == 0x0101
+    assert pending == 1 << port
+
+
+def test_the_timer_wakes_a_blocked_guest() -> None:
+    """set_timer_op a few milliseconds ahead, then block: it comes back with the timer's event, not before its time."""
+    bind = f"{call(32, 1, LOG + 64)}"  # virtual interrupt 0 on CPU 0
+    shared = map_page(DATA, 0, 0x63).replace(_p2m_entry(0), _shared_entry())
+    stop_period = call(24, 7, 0, 0)
+    timer = f"rdtsc; mov [{LOG + 8}],eax; add eax,3000000; mov ebx,eax; mov ecx,edx; mov eax,15; int 0x82"
+    block = f"{call(29, 1, 0)}; rdtsc; mov [{LOG + 12}],eax"
+    vm = run({
+        CODE: f"{call(4, 0xE019, _handler(2), 0xE019, 0)}; {shared}; {bind}; {stop_period}; {timer}; {block}; {FINISH}",
+        _handler(2): f"inc dword ptr [{LOG + 4}]; mov byte ptr [{DATA}],0; {IRET}",
+    })  # fmt: skip
+    _, upcalls, before, after = log(vm, 4)
+    assert upcalls == 1
+    assert after - before & 0xFFFFFFFF >= 3_000_000
+
+
+def test_multicall() -> None:
+    """A list of hypercalls, each with its own result."""
+    entry = struct.pack("<8I", 17, 99, 0, 0, 0, 0, 0, 0) + struct.pack("<8I", 31, 99, 0, 0, 0, 0, 0, 0) + struct.pack("<8I", 5, 99, 0, 0, 0, 0, 0, 0)
+    vm = run({CODE: f"{call(13, DATA, 3, log_at=0)}; {FINISH}", DATA: entry})
+    results = struct.unpack("<24I", domain_of(vm).mmu.read(DATA, 96))[1::8]
+    assert log(vm, 1) == [0]
+    assert results == (4 << 16 | 17, _ENOSYS, 0)
+
+
+def test_wild_pointers() -> None:
+    """A wild address in any argument of any hypercall gives an error of the ABI and harms nobody."""
+    numbers = [n for n in range(40) if n not in (6, 23, 29)]
+    for wild in (0, 0x10, 0xFFFFFFF0, 0xF5800000, 0x7FFFFFFD):
+        calls = "; ".join(call(n, wild, wild, wild, wild, wild, log_at=n) for n in numbers)
+        commands = "; ".join(call(n, c, wild, wild, wild, wild) for n in (12, 20, 24, 30, 32, 33, 17, 18) for c in range(13) if (n, c) != (18, 1))
+        code = f"{call(0, 0)}; {calls}; mov eax,{LOG}; jmp next; next: nop; {commands}; {FINISH}"
+        vm = run({CODE: code})
+        assert vm.stats.refused["a wild address"] > 10
+
+
+def test_an_exception_without_a_handler_is_the_end() -> None:
+    """The run ends with what happened; nothing is raised."""
+    vm = pv_vm({CODE: "mov eax,[0x10]"})
+    stop = vm.run(5)
+    assert stop.why is End.DIED
+    assert stop.reason == "exception 14 without a handler (error code 0x0)", describe(vm, stop)
+
+
+@pytest.mark.parametrize("esp", (0, 0x10, 0xF5800010, 0xFFFFFFFC))
+def test_an_exception_without_a_stack_is_the_end(esp: int) -> None:
+    """A stack where nothing may be written: so does this."""
+    vm = pv_vm({CODE: f"{call(0, TABLE)}; mov esp,{esp}; int3", TABLE: traps(3), _handler(3): FINISH})
+    stop = vm.run(5)
+    assert stop.why is End.DIED, describe(vm, stop)
+    assert "no stack" in stop.reason
+
+
+def test_code_that_is_rewritten_runs_anew() -> None:
+    """A page that is written and executed by turns, through one mapping and through another, always runs what stands there."""
+    alias = map_page(BASE + 0x30000, page_of(DATA), 0x63)
+    part = "mov byte ptr [{at}+1],{n}; call ebx; add [{log}],eax"
+    lines = [part.format(at=hex(DATA if n % 2 else BASE + 0x30000), n=n, log=LOG) for n in range(1, 9)]
+    vm = run({CODE: f"{alias}; mov ebx,{DATA}; {'; '.join(lines)}; {FINISH}", DATA: "mov eax,0; ret"})
+    assert log(vm, 1) == [sum(range(1, 9))]
+
+
+def test_code_through_a_read_only_alias() -> None:
+    """The same where the mapping that is executed is read-only and the one that is written is another."""
+    where = BASE + 0x30000
+    alias = map_page(where, page_of(DATA), 0x61)
+    lines = [f"mov byte ptr [{DATA + 1}],{n}; call ebx; add [{LOG}],eax" for n in range(1, 9)]
+    vm = run({CODE: f"{alias}; mov ebx,{where}; {'; '.join(lines)}; {FINISH}", DATA: "mov eax,0; ret"})
+    assert log(vm, 1) == [sum(range(1, 9))]

@@ -1,0 +1,408 @@
+"""Direct paging: the guest's own page tables drive the CPU, and every entry in them was validated.
+
+A table may only hold frames of the guest's, and no frame is writable while it is a page table (`Frames`); so tables are read-only to the guest, and
+change by what is asked of here. The top two levels that the CPU walks are the VMM's: they point at the guest's directories.
+Bit 63 of the lowest entries is the VMM's: writable pages are not executable until they are executed (docs/adr/0006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from vmm.faults import GuestPageFault
+from vmm.machine import FRAME, Machine
+from vmm.mmu.frames import FOREIGN, IN_USE, Errno, Frames, Kind, Refused
+from vmm.mmu.host import TABLE_ENTRY, HostSpace
+from vmm.x86.bits import Fault, Pte
+
+VMM_START: Final = 0xF580_0000  # linear: from here on the VMM's, which the guest may read
+VMM_SLOT: Final = VMM_START >> 21 & 511
+_FORBIDDEN: Final = Pte.PWT | Pte.PCD | Pte.PS | Pte.G  # in entries of both lower levels
+_FORBIDDEN_TOP: Final = _FORBIDDEN | Pte.NX
+_ADDRESS: Final = (1 << 63) - 1
+_NX: Final = Pte.NX
+_READ_ONLY: Final = 0x61 | Pte.NX  # a page of the VMM's that the guest's kernel may read
+
+
+class DirectMmu:
+    """Direct paging of one guest. fills: entries validated. lenient: plain stores into directories in use are emulated as into lower tables."""
+
+    def __init__(self, machine: Machine, frames: Frames, host: HostSpace, visible: list[int]) -> None:
+        """visible: frames that the guest's kernel may read from VMM_START on."""
+        self.machine, self.frames, self.host, self.quads = machine, frames, host, machine.quads
+        self.fills = 0
+        self.lenient = True
+        self.base = -1  # the top-level table in use
+        self.directories = [-1, -1, -1, -1]  # quads index of each directory in use, -1 for none
+        self.leaves: set[int] = set()  # validated leaf tables
+        self._roots = roots = machine.allocate(2 + -(-len(visible) // 512))
+        for hfn in roots:
+            machine.clear(hfn)
+        self.cr3, self._pointers = roots[0] << 12, roots[1] * 512
+        self.quads[roots[0] * 512] = roots[1] << 12 | TABLE_ENTRY
+        self.quads[roots[0] * 512 + 1] = host.top_entry
+        self._own = [0] * (512 - VMM_SLOT)
+        for n, hfn in enumerate(visible):
+            self.quads[roots[2 + n // 512] * 512 + n % 512] = hfn << 12 | _READ_ONLY
+        for n, hfn in enumerate(roots[2:]):
+            self._own[n] = hfn << 12 | TABLE_ENTRY & ~(Pte.U | Pte.W)
+        frames.changed_type = machine.flush_tlb
+        self._take: dict[int, Callable[[int], None]] = {
+            Kind.LEAF: self._take_leaf,
+            Kind.DIRECTORY: lambda mfn: self._take_directory(mfn, 512),
+            Kind.LAST_DIRECTORY: self._take_last_directory,
+            Kind.TOP: self._take_top,
+        }
+
+    # -- the contract of an MMU ----------------------------------------------------------------------------------------------------
+
+    def load(self, user: bool) -> None:
+        """Nothing: a guest loads its tables by `use`."""
+
+    def drop_roots(self) -> None:
+        """Nothing is derived from guest tables."""
+
+    def invalidate(self, gva: int) -> None:
+        """INVLPG."""
+        self.machine.flush_tlb()
+
+    def map_scratch(self, gva: int, hfn: int, user: bool) -> Callable[[], None]:
+        """Maps a frame at `gva`, where the guest has a page, for one instruction; the result undoes that."""
+        at, entry = self.leaf_entry(gva)
+        self.quads[at] = hfn << 12 | Pte.P | Pte.W | Pte.A | Pte.D | entry & Pte.U | _NX
+        self.machine.flush_tlb()
+
+        def undo() -> None:
+            self.quads[at] = entry
+            self.machine.flush_tlb()
+
+        return undo
+
+    def close(self) -> None:
+        """Gives the VMM's own tables back to the machine."""
+        self.machine.release(self._roots)
+
+    # -- references to tables ------------------------------------------------------------------------------------------------------
+
+    def hold(self, mfn: int, kind: int) -> None:
+        """A reference to a table of some level, validated by the first. Raises Refused."""
+        if self.frames.take_type(mfn, kind):
+            try:
+                self._take[kind](mfn)
+            except Refused:
+                self.frames.drop_type(mfn)
+                raise
+
+    def release(self, mfn: int) -> None:
+        """Ends a reference to a table; with the last its entries' own references end."""
+        frames = self.frames
+        kind = frames.kind[mfn]
+        if frames.typed[mfn] == 1:
+            self._drop_entries(mfn, kind)
+        frames.drop_type(mfn)
+
+    def pin(self, mfn: int, kind: int) -> None:
+        """Keeps a table validated until it is unpinned. Raises Refused."""
+        if mfn in self.frames.pinned:
+            raise Refused(Errno.INVAL, "a second pin")
+        self.hold(mfn, kind)
+        self.frames.pinned.add(mfn)
+
+    def unpin(self, mfn: int) -> None:
+        """Ends a pin. Raises Refused."""
+        if mfn not in self.frames.pinned:
+            raise Refused(Errno.INVAL, "an unpin without a pin")
+        self.frames.pinned.remove(mfn)
+        self.release(mfn)
+
+    def use(self, mfn: int) -> None:
+        """Makes a top-level table the current one. Raises Refused."""
+        if mfn != self.base:
+            self.hold(mfn, Kind.TOP)
+            old, self.base = self.base, mfn
+            self._point()
+            if old >= 0:
+                self.release(old)
+        self.machine.flush_tlb()
+
+    def _point(self) -> None:
+        """The CPU's second level follows the guest's top-level table."""
+        for n in range(4):
+            entry = self.quads[self.base * 512 + n]
+            self.quads[self._pointers + n] = entry & _ADDRESS & ~0xFFF | TABLE_ENTRY if entry & Pte.P else 0
+            self.directories[n] = (entry & _ADDRESS) >> 12 << 9 if entry & Pte.P else -1
+
+    def _take_leaf(self, mfn: int) -> None:
+        frames, quads, at = self.frames, self.quads, mfn * 512
+        owned, kind, typed, refs, mixed = frames.owned, frames.kind, frames.typed, frames.refs, frames.mixed
+        entries = quads[at : at + 512].tolist()
+        index = -1
+        try:
+            for index, entry in enumerate(entries):  # hot: 512 times for a pin
+                if not entry & 1:
+                    continue
+                if entry & _FORBIDDEN:
+                    raise Refused(Errno.INVAL, "a forbidden bit in a page-table entry")
+                frame = (entry & _ADDRESS) >> 12
+                if not owned[frame]:
+                    raise Refused(Errno.PERM, FOREIGN)
+                if entry & 2:
+                    if typed[frame]:
+                        if kind[frame] != 1:
+                            self._reclaimed(frame)
+                    no_execute = not mixed[frame] and refs[frame] == typed[frame]
+                    kind[frame] = 1
+                    typed[frame] += 1
+                else:
+                    no_execute = bool(typed[frame]) and kind[frame] == 1 and not mixed[frame]
+                refs[frame] += 1
+                if no_execute != entry >> 63:
+                    quads[at + index] = entry ^ _NX
+        except (Refused, IndexError) as reason:
+            for entry in entries[:index]:
+                self._drop_leaf_entry(entry)
+            raise reason if isinstance(reason, Refused) else Refused(Errno.PERM, FOREIGN) from None
+        self.fills += 512
+        self.leaves.add(mfn)
+
+    def _reclaimed(self, frame: int) -> None:
+        """A frame in use as something else: the VMM may be the only one who uses it so. Raises Refused."""
+        self.frames.reclaim(frame)
+        if self.frames.typed[frame]:
+            raise Refused(Errno.BUSY, IN_USE)
+
+    def _take_leaf_entry(self, entry: int) -> int:
+        """The references of one new leaf entry; the result is the entry as it is to be stored. Raises Refused."""
+        entry &= _ADDRESS
+        if not entry & Pte.P:
+            return entry
+        if entry & _FORBIDDEN:
+            raise Refused(Errno.INVAL, "a forbidden bit in a page-table entry")
+        frames, frame = self.frames, entry >> 12
+        if frame >= frames.count or not frames.owned[frame]:
+            raise Refused(Errno.PERM, FOREIGN)
+        if entry & Pte.W:
+            alone = frames.refs[frame] == frames.typed[frame]
+            frames.take_type(frame, Kind.WRITABLE)
+            no_execute = alone and not frames.mixed[frame]
+        else:
+            no_execute = frames.typed[frame] > 0 and frames.kind[frame] == Kind.WRITABLE and not frames.mixed[frame]
+            frames.refs[frame] += 1
+        return entry | _NX if no_execute else entry
+
+    def _drop_leaf_entry(self, entry: int) -> None:
+        if entry & Pte.P:
+            frame = (entry & _ADDRESS) >> 12
+            if entry & Pte.W:
+                self.frames.typed[frame] -= 1
+            self.frames.drop(frame)
+
+    def _take_directory(self, mfn: int, count: int) -> None:
+        entries = self.quads[mfn * 512 : mfn * 512 + count].tolist()
+        taken: list[int] = []
+        try:
+            for entry in entries:
+                if entry & Pte.P:
+                    self._take_directory_entry(entry)
+                    taken.append(entry)
+        except Refused:
+            for entry in taken:
+                self.release((entry & _ADDRESS) >> 12)
+            raise
+        self.fills += count
+
+    def _take_last_directory(self, mfn: int) -> None:
+        self._take_directory(mfn, VMM_SLOT)
+        for n, entry in enumerate(self._own):
+            self.quads[mfn * 512 + VMM_SLOT + n] = entry
+
+    def _take_directory_entry(self, entry: int) -> None:
+        if entry & (_FORBIDDEN | _NX):
+            raise Refused(Errno.INVAL, "a forbidden bit in a page-table entry")
+        self.hold(entry >> 12, Kind.LEAF)
+
+    def _take_top(self, mfn: int) -> None:
+        taken: list[int] = []
+        try:
+            for n in range(4):
+                entry = self.quads[mfn * 512 + n]
+                if entry & Pte.P:
+                    self._take_top_entry(n, entry)
+                    taken.append(entry)
+        except Refused:
+            for entry in taken:
+                self.release(entry >> 12)
+            raise
+        self.fills += 4
+
+    def _take_top_entry(self, n: int, entry: int) -> None:
+        if entry & _FORBIDDEN_TOP:
+            raise Refused(Errno.INVAL, "a forbidden bit in a page-table entry")
+        self.hold(entry >> 12, Kind.LAST_DIRECTORY if n == 3 else Kind.DIRECTORY)
+
+    def _drop_entries(self, mfn: int, kind: int) -> None:
+        quads, at = self.quads, mfn * 512
+        if kind == Kind.LEAF:
+            self.leaves.discard(mfn)
+            for entry in quads[at : at + 512].tolist():
+                self._drop_leaf_entry(entry)
+            return
+        count = {Kind.DIRECTORY: 512, Kind.LAST_DIRECTORY: VMM_SLOT, Kind.TOP: 4}[kind]
+        for entry in quads[at : at + count].tolist():
+            if entry & Pte.P:
+                self.release((entry & _ADDRESS) >> 12)
+        if kind == Kind.LAST_DIRECTORY:  # what is left of the VMM's would make the page look foreign to a later validation
+            for n in range(VMM_SLOT, 512):
+                quads[at + n] = 0
+
+    # -- updates -------------------------------------------------------------------------------------------------------------------
+
+    def update(self, address: int, entry: int, *, keep_marks: bool = False) -> None:
+        """Writes one 64-bit entry at a machine address. keep_marks: with the A and D bits that are there. Raises Refused."""
+        frames, mfn, at = self.frames, address >> 12, address >> 3
+        if mfn >= frames.count or not frames.owned[mfn]:
+            raise Refused(Errno.PERM, FOREIGN)
+        kind = frames.kind[mfn] if frames.typed[mfn] else Kind.NONE
+        old = self.quads[at]
+        if keep_marks and old & Pte.P:
+            entry |= old & (Pte.A | Pte.D)
+        self.fills += 1
+        if kind == Kind.LEAF:
+            self._update_leaf(at, old, entry)
+        elif kind in (Kind.DIRECTORY, Kind.LAST_DIRECTORY):
+            self._update_directory(at, old, entry, last=kind == Kind.LAST_DIRECTORY)
+        elif kind == Kind.TOP:
+            self._update_top(mfn, at, old, entry)
+        elif kind == Kind.DESCRIPTORS:
+            raise Refused(Errno.BUSY, IN_USE)
+        else:
+            self.quads[at] = entry
+            self.written(mfn)
+
+    def _update_leaf(self, at: int, old: int, entry: int) -> None:
+        if (old ^ entry) & (_ADDRESS & ~0xFFF | Pte.P | Pte.W) == 0 and not entry & _FORBIDDEN:
+            self.quads[at] = entry & _ADDRESS | old & _NX  # only its flags change
+            return
+        new = self._take_leaf_entry(entry)
+        self.quads[at] = new
+        self._drop_leaf_entry(old)
+
+    def _update_directory(self, at: int, old: int, entry: int, *, last: bool) -> None:
+        if last and at & 511 >= VMM_SLOT:
+            raise Refused(Errno.PERM, "an entry that is the VMM's")
+        if entry & Pte.P:
+            self._take_directory_entry(entry)
+        self.quads[at] = entry
+        if old & Pte.P:
+            self.release((old & _ADDRESS) >> 12)
+
+    def _update_top(self, mfn: int, at: int, old: int, entry: int) -> None:
+        if at & 511 >= 4:
+            raise Refused(Errno.INVAL, "an entry beyond the four of a top-level table")
+        if entry & Pte.P:
+            self._take_top_entry(at & 3, entry)
+        self.quads[at] = entry
+        if mfn == self.base:
+            self._point()
+            self.machine.flush_tlb()
+        if old & Pte.P:
+            self.release((old & _ADDRESS) >> 12)
+
+    def update_mapping(self, gva: int, entry: int) -> None:
+        """Writes the leaf entry that maps `gva`. Raises Refused."""
+        at = self._leaf_at(gva)
+        if gva >= VMM_START or at < 0:
+            raise Refused(Errno.INVAL, "no page table at that address")
+        self.fills += 1
+        self._update_leaf(at, self.quads[at], entry)
+
+    # -- walks -----------------------------------------------------------------------------------------------------------------------
+
+    def _leaf_at(self, gva: int) -> int:
+        """Quads index of the leaf entry for `gva`, -1 where no table is."""
+        directory = self.directories[gva >> 30]
+        if directory < 0:
+            return -1
+        entry = self.quads[directory + (gva >> 21 & 511)]
+        return (entry & _ADDRESS) >> 12 << 9 | gva >> 12 & 511 if entry & Pte.P else -1
+
+    def leaf_entry(self, gva: int) -> tuple[int, int]:
+        """(quads index, entry) for `gva`; (-1, 0) where no table is."""
+        at = self._leaf_at(gva)
+        return (at, self.quads[at]) if at >= 0 else (-1, 0)
+
+    def translate(self, gva: int, write: bool = False, user: bool = False) -> int:
+        """The machine address behind `gva`, for the guest's kernel or, with `user`, its user code. Raises GuestPageFault."""
+        gva &= 0xFFFFFFFF
+        directory = self.directories[gva >> 30]
+        upper = self.quads[directory + (gva >> 21 & 511)] if directory >= 0 else 0
+        if upper & Pte.P:
+            at = (upper & _ADDRESS) >> 12 << 9 | gva >> 12 & 511
+            entry = self.quads[at]
+            rights = upper & entry
+            if entry & Pte.P and not (write and not rights & Pte.W) and not (user and not rights & Pte.U):
+                self.quads[at] |= Pte.A | Pte.D if write else Pte.A
+                return entry & 0xFFFFFF000 | gva & 0xFFF
+            present = entry & Pte.P
+        else:
+            present = 0
+        raise GuestPageFault(gva, (Fault.P if present else 0) | (Fault.W if write else 0) | (Fault.U if user else 0))
+
+    def read(self, gva: int, size: int, user: bool = False) -> bytes:
+        """Bytes of the guest's linear memory. Raises GuestPageFault."""
+        room = FRAME - (gva & 0xFFF)
+        at = self.translate(gva, False, user)
+        if size <= room:
+            return bytes(self.machine.memory[at : at + size])
+        return bytes(self.machine.memory[at : at + room]) + self.read(gva + room, size - room, user)
+
+    def write(self, gva: int, data: bytes) -> None:
+        """Writes the guest's linear memory with its kernel's rights; nothing is written when any of it would fault. Raises GuestPageFault."""
+        places = []
+        while data:
+            at = self.translate(gva, True)
+            part = data[: FRAME - (gva & 0xFFF)]
+            places.append((at, part))
+            gva, data = gva + len(part), data[len(part) :]
+        for at, part in places:
+            self.machine.memory[at : at + len(part)] = part
+            self.written(at >> 12)
+
+    def written(self, mfn: int) -> None:
+        """The VMM wrote to a frame: what was compiled of it is dropped if any may be (erratum 6)."""
+        frames = self.frames
+        if frames.mixed[mfn] or frames.refs[mfn] != frames.typed[mfn]:
+            self.host.drop_code(mfn)
+
+    # -- faults -----------------------------------------------------------------------------------------------------------------------
+
+    def executed(self, gva: int) -> bool:
+        """A fetch faulted on a page that is present. True when only the VMM's own bit was in the way: it is gone for all mappings of that frame."""
+        at, entry = self.leaf_entry(gva)
+        if at < 0 or not entry & Pte.P or not entry & _NX:
+            return False
+        frame = (entry & _ADDRESS) >> 12
+        frames = self.frames
+        frames.mixed[frame] = 1
+        self.quads[at] = entry & _ADDRESS
+        if frames.refs[frame] > 1:
+            wanted = (entry & ~0xFFF) | _NX
+            for leaf in self.leaves:
+                table = self.quads[leaf * 512 : leaf * 512 + 512].tolist()
+                for n, other in enumerate(table):
+                    if other & ~0xFFF == wanted and other & Pte.P:
+                        self.quads[leaf * 512 + n] = other & _ADDRESS
+        self.machine.flush_tlb()  # or stores that the CPU has a translation for would not be noticed
+        return True
+
+    def table_written(self, gva: int) -> bool:
+        """Whether a write fault of the guest's kernel was a store into a page table that it may have emulated."""
+        _, entry = self.leaf_entry(gva)
+        if not entry & Pte.P or entry & Pte.W:
+            return False
+        frames, frame = self.frames, (entry & _ADDRESS) >> 12
+        if frame >= frames.count or not frames.owned[frame] or not frames.typed[frame]:
+            return False
+        kind = frames.kind[frame]
+        return kind == Kind.LEAF or self.lenient and kind in (Kind.DIRECTORY, Kind.LAST_DIRECTORY, Kind.TOP)

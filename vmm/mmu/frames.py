@@ -1,0 +1,128 @@
+"""Machine frames of a paravirtual guest: whose they are, what type each has, and how often it is referred to.
+
+The accounting under direct paging: a frame is writable memory, a page table of some level or a page of descriptors, and only one of them while
+its type is in use; so no page table can be written but through the VMM. Knows no page-table format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from vmm.machine import Machine
+
+
+class Errno:
+    """Errors of the ABI (Xen's public headers, errno.h)."""
+
+    PERM, NOENT, SRCH, TOOBIG, AGAIN, NOMEM, ACCES, FAULT, BUSY, EXIST, INVAL, NOSPC, NOSYS = 1, 2, 3, 7, 11, 12, 13, 14, 16, 17, 22, 28, 38
+
+
+class Refused(Exception):
+    """What the guest asked for is refused with an error of the ABI. why: for the counters."""
+
+    def __init__(self, error: int, why: str) -> None:
+        super().__init__(error, why)
+        self.error, self.why = error, why
+
+
+class Kind:
+    """Types of a frame. LAST_DIRECTORY: a directory for the last GiB, which has the VMM's own entries."""
+
+    NONE, WRITABLE, LEAF, DIRECTORY, LAST_DIRECTORY, TOP, DESCRIPTORS = range(7)
+
+
+NAMES: Final = ("no type", "writable", "L1", "L2", "L2 of the last GiB", "L3", "descriptors")
+FOREIGN: Final = "a frame that is not the guest's"
+IN_USE: Final = "a frame in use as something else"
+
+
+class Frames:
+    """The frames of one guest, by machine frame number.
+
+    owned[mfn] is 1 for a frame of the guest's. refs counts all references: mappings, table entries, pins, registers. typed counts those that
+    hold its type, kind the type they hold; a kind without references is only remembered. mixed[mfn] is 1 when a frame is executed and written.
+    changed_type(): a frame that was writable becomes something else, so no stale translation may let it be written.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        count = machine.size // 4096
+        self.count = count
+        self.owned, self.kind, self.mixed = bytearray(count), bytearray(count), bytearray(count)
+        self.refs, self.typed = [0] * count, [0] * count
+        self.pinned: set[int] = set()
+        self.reserved: set[int] = set()  # the VMM's own pages that the guest may map: never freed, never page tables
+        self.given_up: set[int] = set()  # owned no more, waiting for their last reference
+        self.free: list[int] = []  # owned by nobody in the guest, kept for it
+        self.changed_type: Callable[[], None] = lambda: None
+        self.reclaim: Callable[[int], None] = lambda mfn: None  # the VMM may give up its own use of a frame
+
+    def adopt(self, mfns: list[int]) -> None:
+        """Makes frames the guest's."""
+        for mfn in mfns:
+            self.owned[mfn] = 1
+
+    def reserve(self, mfn: int) -> None:
+        """Makes a page of the VMM's one that the guest may map, writable too."""
+        self.owned[mfn], self.kind[mfn] = 1, Kind.WRITABLE
+        self.refs[mfn] = self.typed[mfn] = 1
+        self.reserved.add(mfn)
+
+    def take(self, mfn: int) -> None:
+        """One reference more. Raises Refused for a frame that is not the guest's."""
+        if mfn >= self.count or not self.owned[mfn]:
+            raise Refused(Errno.PERM, FOREIGN)
+        self.refs[mfn] += 1
+
+    def drop(self, mfn: int) -> None:
+        """One reference less."""
+        self.refs[mfn] -= 1
+        if not self.refs[mfn]:
+            self.mixed[mfn] = 0
+            if mfn in self.given_up:
+                self.given_up.remove(mfn)
+                self.free.append(mfn)
+
+    def take_type(self, mfn: int, kind: int) -> bool:
+        """One reference more that holds a type; True when it is the first, so that the contents must be checked. Raises Refused."""
+        if mfn >= self.count or not self.owned[mfn]:
+            raise Refused(Errno.PERM, FOREIGN)
+        if self.typed[mfn] and self.kind[mfn] != kind:
+            self.reclaim(mfn)
+            if self.typed[mfn]:
+                raise Refused(Errno.BUSY, IN_USE)
+        first = not self.typed[mfn]
+        if first:
+            if self.kind[mfn] == Kind.WRITABLE and kind != Kind.WRITABLE:
+                self.changed_type()
+            self.kind[mfn] = kind
+        self.refs[mfn] += 1
+        self.typed[mfn] += 1
+        return first
+
+    def drop_type(self, mfn: int) -> bool:
+        """One such reference less; True when it was the last."""
+        self.typed[mfn] -= 1
+        last = not self.typed[mfn]
+        self.drop(mfn)
+        return last
+
+    def give_up(self, mfn: int) -> None:
+        """The guest gives a frame back: it is free when nothing refers to it any more. Raises Refused."""
+        if mfn >= self.count or not self.owned[mfn] or mfn in self.reserved:
+            raise Refused(Errno.PERM, FOREIGN)
+        self.owned[mfn] = 0
+        if self.refs[mfn]:
+            self.given_up.add(mfn)
+        else:
+            self.free.append(mfn)
+            self.changed_type()
+
+    def grow(self) -> int | None:
+        """A frame for the guest out of those that it gave up; None when there is none."""
+        if not self.free:
+            return None
+        mfn = self.free.pop()
+        self.owned[mfn] = 1
+        self.kind[mfn] = Kind.WRITABLE  # as far as the TLB knows
+        return mfn

@@ -1,0 +1,150 @@
+"""A domain: all that a Xen guest has in place of a PC, put together.
+
+Knows the parts and how a domain starts. Which hypercall does what stands in `hypercalls`; who runs the guest's code is a back-end's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from vmm.clock import Alarm
+from vmm.exits import RESUME, WAIT, Outcome
+from vmm.machine import FRAME
+from vmm.mmu.direct import DirectMmu
+from vmm.mmu.frames import Frames, Kind
+from vmm.mmu.host import HostSpace
+from vmm.start import CONSOLE_PORT, STORE_PORT, Domain
+from vmm.xen.arguments import Arguments
+from vmm.xen.channels import TIMER, Channel, Channels, State
+from vmm.xen.descriptors import XenDescriptors
+from vmm.xen.grants import Grants
+from vmm.xen.hypercalls import call
+from vmm.xen.shared_info import SharedInfo
+from vmm.xen.traps import Traps
+
+if TYPE_CHECKING:
+    from vmm.vm import Vm
+
+HYPERCALL_VECTOR: Final = 0x82
+_PERIOD: Final = 10_000_000  # ns between timer interrupts that nobody asked for, as every new domain has them
+_IRET: Final = 23
+_HIDDEN = 1 << 1 | 1 << 3 | 1 << 7 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 16  # VME PSE MCE APIC PGE MCA PAT
+
+
+class XenDomain:
+    """One domain. memory: the guest's memory as its domain builder sees it. granted_ports: I/O ports that it may use."""
+
+    def __init__(self, vm: Vm, host: HostSpace, shared: SharedInfo) -> None:
+        machine = vm.machine
+        self.vm, self.machine, self.memory, self.clock, self.stats, self.host = vm, machine, vm.memory, vm.clock, vm.stats, host
+        self.frames = Frames(machine)
+        self.frames.adopt(list(self.memory.frames))
+        pages = -(-machine.size // FRAME * 4 // FRAME)  # of the machine-to-physical table: all ones for what is not the guest's
+        table = machine.allocate_run(pages)
+        self.m2p = machine.words[table * 1024 : table * 1024 + machine.size // FRAME]
+        machine.memory[table * FRAME : (table + pages) * FRAME] = b"\xff" * (pages * FRAME)
+        for pfn, mfn in enumerate(self.memory.frames):
+            self.m2p[mfn] = pfn
+        self.mmu = DirectMmu(machine, self.frames, host, list(range(table, table + pages)))
+        self.shared = shared
+        self.frames.reserve(self.shared.mfn)
+        self.channels = Channels(self.shared, self.wake)
+        self.descriptors = XenDescriptors(machine, self.frames, self.mmu, host)
+        self.traps = Traps(machine, vm.vcpu, self.mmu, self.descriptors, self.shared)
+        self.arguments = Arguments(self.mmu)
+        self.grants = Grants(machine, self.frames, self.mmu)
+        self.polled: tuple[int, ...] = ()
+        self.granted_ports: frozenset[int] = frozenset()
+        self.console: Callable[[bytes], None] = lambda data: None  # console_io
+        self._blocks = False
+        self._one_shot: Alarm | None = None
+        self._periodic: Alarm | None = None
+        self.period = _PERIOD
+
+    # -- start -----------------------------------------------------------------------------------------------------------------------
+
+    def start(self, domain: Domain) -> None:
+        """Takes over what the domain builder left: hypercall page, page tables, open channels, time. Raises Refused for unsound tables."""
+        frames = self.memory.frames
+        if domain.hypercall_page is not None:
+            at = frames[domain.hypercall_page] * FRAME
+            self.machine.memory[at : at + FRAME] = hypercall_page()
+        top = frames[domain.top]
+        self.mmu.pin(top, Kind.TOP)
+        self.mmu.use(top)
+        self.shared.tell_date(time.time_ns() - self.clock.now())
+        self.shared.tell_time(self.clock.now())
+        for port in (STORE_PORT, CONSOLE_PORT):
+            self.channels.open[port] = Channel(State.INTERDOMAIN, (0, port))
+        self.set_period(self.period)
+
+    # -- hypercalls --------------------------------------------------------------------------------------------------------------------
+
+    def hypercall(self, number: int) -> Outcome:
+        """One hypercall: arguments and the result are in the CPU's registers."""
+        state = self.machine.state
+        result = call(self, number, state[6], state[2], state[4], state[12], state[14])
+        if number != _IRET or result:
+            state[0] = result & 0xFFFFFFFF
+        if self._blocks:
+            self._blocks = False
+            return RESUME if self.ready() else WAIT
+        return RESUME
+
+    def block(self) -> None:
+        """The CPU waits for an event behind this hypercall."""
+        self._blocks = True
+
+    def ready(self) -> bool:
+        """Whether a blocked CPU has something to run for."""
+        return self.shared.deliverable or any(self.shared.channel_pending(port) for port in self.polled)
+
+    def wake(self) -> None:
+        """An upcall is due, or what was polled for."""
+        self.vm.vcpu.halted = False
+
+    # -- time ----------------------------------------------------------------------------------------------------------------------------
+
+    def set_timer(self, deadline: int) -> None:
+        """One timer interrupt at a time (0: none)."""
+        if self._one_shot is not None:
+            self._one_shot.cancel()
+        self._one_shot = self.clock.at(deadline, self._tick) if deadline else None
+
+    def set_period(self, period: int) -> None:
+        """Timer interrupts every `period` nanoseconds while the CPU runs (0: none)."""
+        if self._periodic is not None:
+            self._periodic.cancel()
+        self.period = period
+        self._periodic = self.clock.at(self.clock.now() + period, self._tock) if period else None
+
+    def _tick(self) -> None:
+        self.tell_time()
+        self.channels.raise_virtual(TIMER)
+
+    def _tock(self) -> None:
+        if not self.vm.vcpu.halted:  # a blocked CPU is not woken by it
+            self._tick()
+        self.set_period(self.period)
+
+    def tell_time(self) -> None:
+        """Updates the time that the guest reads."""
+        self.shared.tell_time(self.clock.now())
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """What CPUID answers: the CPU without what belongs to the VMM, NX among it."""
+        a, b, c, d = self.vm.cpuid(leaf, subleaf)
+        return a, b, c, d & ~_HIDDEN if leaf == 1 else 0 if leaf == 0x80000001 else d
+
+
+def hypercall_page() -> bytes:
+    """Entry n, 32 bytes each: mov $n,%eax; int $82h; ret. IRET's saves EAX for the frame that it reads and never comes back."""
+    entries = []
+    for number in range(FRAME // 32):
+        code = b"\xb8" + number.to_bytes(4, "little") + bytes((0xCD, HYPERCALL_VECTOR, 0xC3))
+        if number == _IRET:
+            code = b"\x50" + code[:-1]
+        entries.append(code.ljust(32, b"\xcc"))
+    return b"".join(entries)
