@@ -18,12 +18,12 @@ _UD2 = 0x0F0B
 _FOLLOWED = (Treatment.BRANCH, Treatment.LOOP)
 
 
-def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT) -> Block:
+def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT, user: bool = False) -> Block:
     """The block that is entered at EIP `entry`.
 
     code: the bytes from EIP `start` on: `span` bytes of the page, then those of the next page that an instruction reaching
     over the end may need (none when that page cannot be fetched). An instruction that needs more is left out: the block
-    ends before it, and is empty when it is the first.
+    ends before it, and is empty when it is the first. user: it is user code.
     """
     instructions: list[Instruction] = []
     rows: list[Row | None] = []
@@ -40,7 +40,7 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT)
                 left -= 1
                 taken.add(eip)
                 instructions.append(instruction)
-                row = classify(instruction.opcode, instruction.modrm)
+                row = classify(instruction.opcode, instruction.modrm, user)
                 rows.append(row)
                 if row is None:
                     if instruction.opcode == _UD2:

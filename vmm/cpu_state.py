@@ -33,6 +33,9 @@ class Cpu:
 
 GENERAL = (Cpu.EAX, Cpu.ECX, Cpu.EDX, Cpu.EBX, Cpu.ESP, Cpu.EBP, Cpu.ESI, Cpu.EDI)  # in the order of their encoding
 
+_VENDOR = b"AuthenticAMD"  # of the CPU model EPYC
+_BEHIND_STATE = 512  # bytes
+_SURE_FEATURES = {0: 0x0780A979, 1: 1, 2: 1 << 7, 6: 1 << 29 | 1 << 20, 7: 1 << 2}  # FPU to SSE2; SSE3; SMEP; LM NX; SVM
 _SCAN = 64 * 1024  # bytes behind a pointer in which the state is looked for
 
 
@@ -112,6 +115,26 @@ def find_interrupt_request(state: int) -> tuple[list[ctypes.c_uint32], ctypes.c_
 def _quad(image: bytes, at: int) -> int:
     value: int = struct.unpack_from("<Q", image, at)[0]
     return value
+
+
+class Feature:
+    """Indices of the engine's feature words: CPUID leaf and register."""
+
+    LEAF_1_EDX, LEAF_1_ECX, LEAF_7_EBX, LEAF_80000001_EDX, LEAF_80000001_ECX = 0, 1, 2, 6, 7
+
+
+def find_features(address: int, size: int) -> int | None:
+    """Address of the eight feature words (64 bits each) by which the engine decides which instructions there are; None when not found once.
+
+    They stand close behind the state of `size` bytes at `address`, behind the vendor's name and the signature.
+    """
+    image = ctypes.string_at(address + size, _BEHIND_STATE)
+    found = []
+    for at in _occurrences(image, _VENDOR):
+        words = struct.unpack("<8Q", image[at + 16 : at + 80])
+        if all(words[word] & bits == bits for word, bits in _SURE_FEATURES.items()) and max(words) < 1 << 32:
+            found.append(address + size + at + 16)
+    return found[0] if len(found) == 1 else None
 
 
 def _behind_pointers(process: int, engine: int, pattern: bytes) -> set[int]:

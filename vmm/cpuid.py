@@ -6,6 +6,8 @@ engine do not offer. Knows no guest.
 
 from __future__ import annotations
 
+from vmm.cpu_state import Feature
+
 _FPU, _DE, _PSE, _TSC, _MSR, _PAE, _CX8, _APIC, _SEP, _PGE, _CMOV, _PAT = (1 << n for n in (0, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16))
 _CLFSH, _MMX, _FXSR, _SSE, _SSE2 = (1 << n for n in (19, 23, 24, 25, 26))
 FEATURES_EDX = _FPU | _DE | _PSE | _TSC | _MSR | _PAE | _CX8 | _APIC | _SEP | _PGE | _CMOV | _PAT | _CLFSH | _MMX | _FXSR | _SSE | _SSE2
@@ -18,6 +20,16 @@ SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0x174, 0x175, 0x176
 EFER = 0xC0000080
 _KNOWN_MSRS = {0x10: 0, 0x17: 0, APIC_BASE: 0xFEE00900, 0x8B: 0, 0x277: 0x0007040600070406, 0x1A0: 0, EFER: 0}
 _KNOWN_MSRS |= {SYSENTER_CS: 0, SYSENTER_ESP: 0, SYSENTER_EIP: 0}
+
+
+# What of the CPU's own instructions is left to guests, so that none runs that CPUID does not name. SMEP and LM are the host's.
+OFFERED = {
+    Feature.LEAF_1_EDX: FEATURES_EDX,
+    Feature.LEAF_1_ECX: FEATURES_ECX,
+    Feature.LEAF_7_EBX: 1 << 7,
+    Feature.LEAF_80000001_EDX: _NX | 1 << 29,
+    Feature.LEAF_80000001_ECX: 0,
+}
 
 
 def cpuid(leaf: int, subleaf: int, initial_apic_id: int = 0) -> tuple[int, int, int, int]:

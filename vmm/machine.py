@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import unicorn
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const as uc_x86
 from unicorn.unicorn_py3.unicorn import uclib
 
-from vmm.cpu_state import Cpu, LayoutError, find_exit_check_flag, find_interrupt_request, find_live_state
+from vmm.cpu_state import Cpu, LayoutError, find_exit_check_flag, find_features, find_interrupt_request, find_live_state
 from vmm.x86.svm import ExitCode
 
 FRAME = 4096
@@ -332,6 +332,15 @@ class Machine:
         self.memory[0], self.on_interrupt = 0, _unexpected
         return exits == [0x100 + ExitCode.INTR]
 
+    def offer(self, features: Mapping[int, int]) -> None:
+        """Takes away the instructions whose bits are not in `features` (by `Feature`): before any code runs, and for good.
+
+        Where the engine's own list was not found nothing happens: more instructions run then than CPUID says.
+        """
+        for word, bits in features.items():
+            if self.features is not None:
+                self.features[word] &= bits
+
     # -- set-up ------------------------------------------------------------------------------------------------------
 
     def _find_state(self) -> None:
@@ -349,6 +358,8 @@ class Machine:
         self._image = (ctypes.c_uint32 * (size // 4)).from_address(address)
         self.state = memoryview(self._image).cast("B").cast("I")
         self.error_code, self.is_int, self.debug, self.old_exception = debug - 4, debug - 3, debug, debug + 24
+        place = find_features(address, size)
+        self.features = (ctypes.c_uint64 * 8).from_address(place) if place is not None else None
         flag = find_exit_check_flag(engine, size)
         self.precise_kicks = flag is not None
         if flag is not None:

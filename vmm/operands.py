@@ -35,15 +35,17 @@ class Operands:
             return self.vcpu.ss.base
         return self.vcpu.state[register + Cpu.BASE]
 
+    def overridden(self, instruction: Instruction, register: int) -> int:
+        """Linear base of the segment that an instruction names by its prefix, or else of `register`."""
+        return self.base(_OVERRIDES.get(instruction.segment, register))
+
     def address(self, instruction: Instruction) -> int:
         """Linear address of the memory operand."""
         raw, at = instruction.raw, instruction.at
         mod, rm = raw[at] >> 6, raw[at] & 7
         narrow = bool(instruction.prefixes & ADDRESS_SIZE) == self.vcpu.cs.wide
         offset, segment = self._offset_16(raw, at, mod, rm) if narrow else self._offset_32(raw, at, mod, rm)
-        if instruction.segment:
-            segment = _OVERRIDES[instruction.segment]
-        return self.base(segment) + offset & 0xFFFFFFFF
+        return self.overridden(instruction, segment) + offset & 0xFFFFFFFF
 
     def _offset_32(self, raw: bytes, at: int, mod: int, rm: int) -> tuple[int, int]:
         register, segment, behind, offset = self.vcpu.register, Cpu.DS, at + 1, 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from guest_kernels import missing_line
-from tests.guests.test_bt import GUESTS, empty_disk, qemu_consoles, run
+from tests.guests.test_bt import ALIKE, GUESTS, empty_disk, qemu_consoles, run
 from tests.guests.test_qemu import QEMU
 from tests.require import require
 from vmm.backends.native import NativeOptions
@@ -28,7 +28,7 @@ def test_passes_natively(name: str, tmp_path: Path) -> None:
         assert not vm.stats.architectural
 
 
-@pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.parametrize("name", ALIKE)
 def test_console_is_that_of_qemu(name: str, tmp_path: Path) -> None:
     """The whole console of each run is, to the byte, what the same kernel prints on QEMU."""
     require(QEMU)

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from vmm.cpu_state import LayoutError, find_exit_check_flag, find_live_state
+from vmm.cpu_state import LayoutError, find_exit_check_flag, find_features, find_live_state
 
 STATE_SIZE = 8 * 64
 DEBUG = 40  # index of debug register 0 among the 64-bit words of a state
@@ -95,3 +95,24 @@ def test_the_exit_check_flag_is_found_by_its_neighbours() -> None:
 def test_an_unsure_exit_check_flag_is_not_used(structure: ctypes.Array[ctypes.c_char]) -> None:
     """None: the machine then takes no kicks."""
     assert find_exit_check_flag(ctypes.addressof(structure), 0x2000) is None
+
+
+FEATURES = (0x178BFBFD, 0x3200B, 0x980189, 0, 0, 0, 0x2DD3FBFD, 0x75)
+
+
+def behind_state(*lists: tuple[int, ...]) -> ctypes.Array[ctypes.c_char]:
+    """A state, and behind it a vendor, a signature and feature words as often as asked."""
+    words = b"".join(bytes(32) + b"AuthenticAMD" + struct.pack("<I8Q", 0x800F12, *features) for features in lists)
+    return ctypes.create_string_buffer(bytes(STATE_SIZE) + words, STATE_SIZE + 1024)
+
+
+def test_the_feature_words_are_found_by_what_must_be_in_them() -> None:
+    """Behind the vendor and the signature; words without a feature that the CPU surely has are not taken for them."""
+    memory = behind_state((0,) * 8, FEATURES)
+    assert find_features(ctypes.addressof(memory), STATE_SIZE) == ctypes.addressof(memory) + STATE_SIZE + 112 + 48
+
+
+@pytest.mark.parametrize("lists", ((), ((0,) * 8,), (FEATURES, FEATURES)), ids=("none", "others", "two"))
+def test_unsure_feature_words_are_not_used(lists: tuple[tuple[int, ...], ...]) -> None:
+    """None or two: nothing is written anywhere."""
+    assert find_features(ctypes.addressof(behind_state(*lists)), STATE_SIZE) is None

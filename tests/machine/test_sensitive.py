@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.machine.flat import FINISH, assemble, finish, flat_vm, words
-from tests.machine.small_kernel import LOG, TO_USER, small_kernel
+from tests.machine.flat import ENTRY, FINISH, assemble, finish, flat_vm, words
+from tests.machine.small_kernel import LOG, TO_USER, USER, USER_PAGES, small_kernel
 from vmm.vm import Vm
 
 RINGS = pytest.mark.parametrize("ring", (1, 3))
@@ -77,3 +77,44 @@ def test_user_code_traps(code: str, vector: int, behind: int, ring: int) -> None
     idt[8 * 4 + 5] |= 0x60  # into needs a gate of DPL 3
     vm = _run(parts | {_GDT + 0x1000: bytes(idt)}, ring)
     assert words(vm, LOG, 1)[0] == 0x400009 + behind
+
+
+_RDTSCP, _RDRAND, _AESIMC, _MONITOR = "0x0f,0x01,0xf9", "0x0f,0xc7,0xf0", "0x66,0x0f,0x38,0xdb,0xc1", "0x0f,0x01,0xc8"
+
+
+@pytest.mark.parametrize("code", (_RDTSCP, _RDRAND, _AESIMC, _MONITOR), ids=("rdtscp", "rdrand", "aesimc", "monitor"))
+@RINGS
+def test_what_cpuid_does_not_name_does_not_exist(code: str, ring: int) -> None:
+    """Instructions that the physical CPU has and the virtual one does not are a #UD in the kernel and in directly executed user code."""
+    again = f"cmp dword ptr [{LOG + 8}],1; je u; mov dword ptr [{LOG + 8}],1; {TO_USER}; u: mov eax,[esp]; mov [{LOG + 4}],eax; {FINISH}"
+    handlers = {6: f"cmp dword ptr [{LOG + 8}],1; je v; mov eax,[esp]; mov [{LOG}],eax; v: {again}", 0x80: "mov al,1; out 0xf4,al"}
+    vm = _run(small_kernel(f".byte 0xbd; .long a; a: .byte {code}; mov al,1; out 0xf4,al", user=f".byte {code}; int 0x80", handlers=handlers), ring)
+    assert words(vm, LOG, 2) == [vm.vcpu.register(5), 0x400009]
+
+
+def test_lzcnt_is_bsr_where_it_is_not_offered() -> None:
+    """The REP prefix of LZCNT and TZCNT means nothing to a processor without them (SDM 2A "LZCNT")."""
+    code = f"mov eax,0x100; .byte 0xf3,0x0f,0xbd,0xc8; mov [0x200000],ecx; xor eax,eax; mov edx,7; .byte 0xf3,0x0f,0xbc,0xd0; {FINISH}"
+    vm = flat_vm({ENTRY: code})
+    assert finish(vm) == 0
+    assert words(vm, 0x200000, 1)[0] == 8
+    assert vm.vcpu.register(2) == 7
+
+
+@CONFIGURATIONS
+def test_translated_users_reach_ports_that_they_may(ring: int, cached: bool) -> None:
+    """With IOPL 3: IN and OUT of both kinds and three sizes; REP INS into an absent page faults between iterations."""
+    user = f"""
+        mov al,0x5a; out 0x71,al; mov edx,0x3ff; mov al,0xa5; out dx,al; xor eax,eax; in al,dx; mov ebx,eax; in al,0x21; mov bh,al
+        mov dx,0x80; .byte 0x66,0xef; .byte 0xef; mov dx,0xe4; .byte 0xed; mov esi,eax
+        mov dx,0x3ff; mov edi,{USER + 0x10 * 0x1000 - 2:#x}; mov ecx,5; std; cld; rep insb; int 0x80
+    """
+    fault = f"mov [{LOG}],ecx; mov [{LOG + 4}],edi; mov [{LOG + 8}],ebx; mov [{LOG + 12}],esi; "
+    fault += f"mov eax,cr2; mov [{LOG + 16}],eax; pop eax; mov [{LOG + 20}],eax; "
+    kernel = TO_USER.replace("0x202", "0x3202")
+    parts = small_kernel(kernel, user=user, handlers={14: fault + FINISH, 0x80: "mov al,1; out 0xf4,al", 13: "mov al,2; out 0xf4,al"})
+    vm = flat_vm(parts, ring=ring, stubs_in_cache=cached, translate_user=True)
+    assert finish(vm) == 0
+    end = USER + 0x10000
+    assert words(vm, LOG, 6) == [3, end, 0xFFA5, 0xFFFFFFFF, end, 6]
+    assert vm.memory.read(USER_PAGES + 0xFFFE, 2) == b"\xa5\xa5"

@@ -6,7 +6,7 @@ Knows no back-end and no translation.
 
 from __future__ import annotations
 
-from vmm.emulate import control, fast_calls, flow, interrupts, msrs, selectors, tables, transfers, visibility
+from vmm.emulate import control, fast_calls, flow, interrupts, msrs, port_access, selectors, tables, transfers, visibility
 from vmm.emulate.control import set_cr0
 from vmm.emulate.routine import Routine, undefined
 
@@ -28,7 +28,7 @@ ROUTINES: dict[str, Routine] = {
     "mov r,cr3": control.read_control,
     "mov r,cr4": control.read_control,
     "mov r,cr": control.read_control,
-    **{f"mov cr{n},r": control.write_control for n in (0, 2, 3, 4)},
+    **{f"mov cr{n},r": control.write_control for n in (0, 2, 3, 4, "")},
     "mov r,dr": control.read_debug,
     "mov dr,r": control.write_debug,
     "clts": control.clts,
@@ -66,6 +66,9 @@ ROUTINES: dict[str, Routine] = {
     "verr": visibility.verr,
     "verw": visibility.verw,
     "arpl": visibility.arpl,
+    **{f"in {operands}": port_access.in_ for operands in ("al,n", "eax,n", "al,dx", "eax,dx")},
+    **{f"out {operands}": port_access.out for operands in ("n,al", "n,eax", "dx,al", "dx,eax")},
+    **dict.fromkeys(("insb", "ins", "outsb", "outs"), port_access.string),
     "ret": flow.near_return,
     "ret n": flow.near_return,
     "jmp r/m": flow.indirect_jump,

@@ -51,9 +51,8 @@ class DirectExits:
         if software:
             stats.architectural["system call"] += 1
             size = 2
-            if vector in (Vector.BP, Vector.OF):  # INT3 and INTO have forms of one byte
-                raw = self.engine.user_code.fetch(vm.vcpu.cs.base + address - 2 & 0xFFFFFFFF, 2)
-                size = 2 if raw[0] == 0xCD and raw[1] == vector else 1
+            if vector in (Vector.BP, Vector.OF):  # INT3 and INTO have forms of one byte; INT n ends in n
+                size = 2 if self._byte(address - 1) == vector else 1
             vm.vcpu.eip = address - size & 0xFFFFFFFF
             self.engine.exit(SoftwareInterrupt(vector, address))
         elif vector == Vector.DB and self.engine.after_step is not None:
@@ -61,6 +60,13 @@ class DirectExits:
         else:
             stats.architectural[f"exception {vector}"] += 1
             self.engine.exit(Raised(vector, error))
+
+    def _byte(self, eip: int) -> int | None:
+        """The byte of code at an EIP; None when it cannot be fetched any more."""
+        try:
+            return self.engine.user_code.fetch(self.vm.vcpu.cs.base + eip & 0xFFFFFFFF, 1)[0]
+        except GuestPageFault:
+            return None
 
     def emulate(self, *names: str) -> int:
         """Has the instruction at EIP emulated if it is one of these, which this CPU does not do as the guest's. Returns its size; 0: another."""
