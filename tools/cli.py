@@ -101,7 +101,7 @@ def dump(
     backend: Annotated[str, typer.Option(metavar="auto|bt", help="How guest code is run.")] = "auto",
     ring: Annotated[str | None, typer.Option(metavar="1|3", help="CPL of the guest's kernel; default 1.")] = None,
     stubs: Annotated[str | None, typer.Option(metavar="cache|trap", help="Emulate sensitive instructions in the cache, or trap each.")] = None,
-    user: Annotated[str | None, typer.Option(metavar="direct", help="How the guest's user code is run.")] = None,
+    user: Annotated[str | None, typer.Option(metavar="direct|translate", help="How the guest's user code is run.")] = None,
     memory: Annotated[str | None, typer.Option("-m", metavar="MIB", help="Guest memory; also 512M, 1G. Default: 128, or as bundled.")] = None,
     append: Annotated[str | None, typer.Option(metavar="TEXT", help="The kernel's command line.")] = None,
     initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU.")] = None,
@@ -122,7 +122,7 @@ def dump(
         blocks=None if blocks is None else options.count("--blocks", blocks),
         hot=hot,
         static=static,
-        form=options.choice("--format", form, ("text", "json"), ("html",)),
+        form=options.choice("--format", form, ("text", "json", "html")),
         output=None if output is None else options.writable(output),
     )
     request = Request(

@@ -33,6 +33,7 @@ ROWS: dict[str, Row] = {
     "call": Row("call and return in the translation cache", "direct execution of the same code in user mode", 2.5),
     "exits": Row("exits of cli, sti, pushf and popf in steady state", "(a count, of 100,000 rounds)", 0),
     "translate": Row("translation of one instruction", "an empty `UC_HOOK_INTR` callback", 10),
+    "dump": Row("`vmm dump` of a run of 5,000 instructions, whole process", "(s)", 2),
     "start": Row("`vmm run hello`, whole process", '`python -c "import unicorn, capstone"`', 4),
     "memory": Row("memory beside the guest's own, xv6 after 300 rounds of `forktest`", "(MiB)", 80),
     "growth": Row("growth of resident size over 200 rounds of `forktest`", "(MiB; 2 are the allocator's unrest)", 2),

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from bt.census import Kind, kinds
+from guest_kernels import kernels
 from tests.machine import flat
 from tests.machine.flat import ENTRY, LIDT, gate, pack, quads
 from tools.dump.build import Builder
@@ -131,11 +132,26 @@ def test_exits_saved_are_those_that_trapping_stubs_take() -> None:
     assert saved[True] == 4 * 500 + 2
 
 
+@pytest.mark.parametrize("ring", [1, 3])
+def test_users_are_counted_too(ring: int) -> None:
+    """Under --user translate: the processes of `rings` pass their tests, each system call is counted where it stands, and where it traps."""
+    kernel = kernels()["rings"]
+    options = BtOptions(ring=ring, counted=True, translate_user=True)
+    vm = whole.Vm(whole.machine_for(kernel.memory_mib), memory_mib=kernel.memory_mib, options=options)
+    vm.load(str(kernel.file), append=kernel.command_line)
+    heat = Heat()
+    heat.attach(vm)
+    assert flat.finish(vm, 60) == 0 and vm.start is not None
+    blocks = Builder(vm.backend.caches, vm.start.symbols, heat).blocks()
+    calls = [line for block in blocks if block.cache == "user" for line in block.lines if line.row == "int"]
+    assert sum(line.count or 0 for line in calls) == sum(line.exits for line in calls) == vm.stats.architectural["system call"] > 100
+
+
 def test_large_counts_leave_their_words() -> None:
     """A counter has 32 bits: what is large is kept elsewhere, and is told with what is counted since."""
     vm, heat = heated({ENTRY: f"mov ecx, 100; again: dec ecx; jnz again; {FINISH}"}, BtOptions(counted=True))
     assert flat.finish(vm) == 0
-    (cache,) = vm.backend.caches.values()
+    cache = vm.backend.caches["kernel"]
     before = counts(vm, heat)
     counters = [counter for translation in cache.translations for counter in translation.counters.values()]
     for counter in counters:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TextIO
 
 from bt.emit import Options
-from tools.dump import as_json, as_text
+from tools.dump import as_html, as_json, as_text
 from tools.dump.build import Builder
 from tools.dump.heat import Heat
 from tools.dump.model import Block, Dump
@@ -52,7 +52,7 @@ def dump_kernel(request: Request, wanted: Wanted) -> int:
     else:
         builder, dump, chosen, signal = _run(request, request.options, wanted)
     try:
-        _write(dump, [builder.block(number) for number in chosen], wanted)
+        _write(dump, (builder.block(number) for number in chosen), wanted)
     except BrokenPipeError:  # typer would make it status 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered has nowhere to go
         return BROKEN_PIPE
@@ -91,14 +91,20 @@ def _run(request: Request, options: BtOptions, wanted: Wanted) -> tuple[Builder,
             interruption.watch(vm)
 
         ended = run(replace(request, options=replace(options, counted=wanted.hot), reboot=False), _Silent(), ready)
-        end, vm = _end(ended), ended.vm
-        assert vm.start is not None
-        builder = Builder(vm.backend.caches, vm.start.symbols, heat)
-        values = record(ended, request.kernel, 0)
-        dump = Dump(request.kernel, "run", end, wanted.hot, builder.totals(vm.stats.callouts.total()), values)
-        chosen = _choose(builder, wanted, address, vm.start.symbols, "not translated in this run")
-        print(f"vmm: {request.kernel}: {end}", file=sys.stderr)
+        builder, dump = dump_of(ended, request.kernel, heat)
+        assert ended.vm.start is not None
+        chosen = _choose(builder, wanted, address, ended.vm.start.symbols, "not translated in this run")
+        print(f"vmm: {request.kernel}: {dump.end}", file=sys.stderr)
         return builder, dump, chosen, interruption.number
+
+
+def dump_of(ended: Ended, kernel: str, heat: Heat | None) -> tuple[Builder, Dump]:
+    """What a run has left, as far as it is not blocks, and the builder of these. heat: what was attached before the run, if anything was."""
+    vm = ended.vm
+    assert vm.start is not None
+    builder = Builder(vm.backend.caches, vm.start.symbols, heat)
+    values = record(ended, kernel, 0)
+    return builder, Dump(kernel, "run", _end(ended), heat is not None, builder.totals(vm.stats.callouts.total()), values)
 
 
 def _end(ended: Ended) -> str:
@@ -162,8 +168,12 @@ def _choose(builder: Builder, wanted: Wanted, address: int | None, symbols: Symb
 # -- the file ----------------------------------------------------------------------------------------------------------------------
 
 
-def _write(dump: Dump, blocks: list[Block], wanted: Wanted) -> None:
-    writers: dict[str, Callable[[Dump, TextIO, Iterable[Block]], None]] = {"text": as_text.write, "json": as_json.write}
+def _write(dump: Dump, blocks: Iterable[Block], wanted: Wanted) -> None:
+    writers: dict[str, Callable[[Dump, TextIO, Iterable[Block]], None]] = {
+        "text": as_text.write,
+        "json": as_json.write,
+        "html": as_html.write,
+    }
     if wanted.output is None:
         writers[wanted.form](dump, sys.stdout, blocks)
         sys.stdout.flush()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import IntEnum
 
-from bt.window import CODE, DOORBELL
+from bt.window import CODE, DOORBELL, SLOTS
 from vmm.machine import FRAME, Machine
 from vmm.mmu.host import NX, TABLE_ENTRY
 from vmm.x86.bits import Pte
@@ -35,10 +35,11 @@ class NoRoom(Exception):
 class Window:
     """A window of CODE bytes of data and `code_size` bytes (whole frames) of code, at linear `base`.
 
-    user: reachable at CPL 3. guarded: only the first page of the data can be written by what runs there: the words that stubs write.
+    user: reachable at CPL 3. guarded: only the first page of the data can be written by what runs there: the words that stubs write;
+    with `counted` the slots as well, since counters are among them.
     """
 
-    def __init__(self, machine: Machine, code_size: int, *, user: bool, guarded: bool = False) -> None:
+    def __init__(self, machine: Machine, code_size: int, *, user: bool, guarded: bool = False, counted: bool = False) -> None:
         self.machine = machine
         self.rights = Pte.U if user else 0
         self.regions = -(-(CODE + code_size) // REGION)
@@ -50,7 +51,8 @@ class Window:
         self.code = machine.memory[start + CODE : start + CODE + code_size]
         quads = machine.quads
         for page in range(frames):
-            kind = _CODE if page >= CODE // FRAME else _DATA & ~Pte.W if guarded and page else _DATA
+            read_only = guarded and page and not (counted and page >= SLOTS // FRAME)
+            kind = _CODE if page >= CODE // FRAME else _DATA & ~Pte.W if read_only else _DATA
             quads[self.tables * 512 + page] = (first + page) << 12 | kind | self.rights
         self._bell = self.tables * 512 + DOORBELL // FRAME
         self.armed = True

@@ -36,7 +36,7 @@ class GuestCode:
 
     def __init__(self, vm: Vm, options: BtOptions, parts: Shadowed, *, user: bool) -> None:
         self.vm, self.mmu, self.parts, self.user = vm, parts.mmu, parts, user
-        self.window = Window(vm.machine, options.cache_size, user=user or options.ring == 3, guarded=user)
+        self.window = Window(vm.machine, options.cache_size, user=user or options.ring == 3, guarded=user, counted=options.counted)
         native_iret = options.ring == 1 and not options.translate_user
         self.cache = TranslationCache(
             self.window.data,
