@@ -31,8 +31,8 @@ def _vmm() -> None:
 )
 def run(
     kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="A bundled kernel's name (vmm kernels) or a file.")],
-    backend: Annotated[str, typer.Option(metavar="auto|bt|pv|native", help="How guest code is run.")] = "auto",
-    mmu: Annotated[str | None, typer.Option(metavar="shadow|direct", help="How guest memory is mapped.")] = None,
+    backend: Annotated[str, typer.Option(metavar="auto|bt|hw|pv|native", help="How guest code is run.")] = "auto",
+    mmu: Annotated[str | None, typer.Option(metavar="shadow|nested|direct", help="How guest memory is mapped.")] = None,
     ring: Annotated[str | None, typer.Option(metavar="1|3", help="CPL of the guest's kernel; default 1.")] = None,
     stubs: Annotated[
         str | None, typer.Option(metavar="cache|trap", help="Emulate sensitive instructions in the cache (the default), or trap each.")
@@ -48,6 +48,9 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the same as JSON (docs/JSON.md).")] = None,
     cache_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Room for translated code, such as 256K; default 16M.")] = None,
+    exit_on: Annotated[
+        str | None, typer.Option(metavar="WHAT,...", help="Exits beside the least that hw needs: cr3, invlpg, io:0x60, msr:0x1b, exception:14 ...")
+    ] = None,
     no_reboot: Annotated[bool, typer.Option("--no-reboot", help="A reset by the guest ends the run, with status 0.")] = False,
     qemu_exit: Annotated[bool, typer.Option("--qemu-exit", help="A reported value V makes the status (V << 1) | 1, as in QEMU.")] = False,
     vga: Annotated[bool, typer.Option("--vga", help="Show the VGA text screen live on standard error.")] = False,
@@ -69,7 +72,7 @@ def run(
         address=None if address is None else options.address(address),
         disks=options.disks(disk or ()),
         options=options_of(
-            Technique(kernel=kernel, backend=backend, mmu=mmu, ring=ring, stubs=stubs, user=user, cache_size=cache_size)
+            Technique(kernel=kernel, backend=backend, mmu=mmu, ring=ring, stubs=stubs, user=user, cache_size=cache_size, exit_on=exit_on)
         ),
         timeout=None if timeout is None else options.seconds(timeout),
         reboot=not no_reboot,

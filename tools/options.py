@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from vmm.errors import InputError
@@ -73,6 +73,30 @@ def count(option: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < len(text) <= 9 or not int(text):
         raise InputError(f"{option} {text}: must be a number above 0")
     return int(text)
+
+
+def exits(text: str, names: Collection[str], numbered: Mapping[str, int]) -> frozenset[tuple[str, int]]:
+    """(name, number) of each exit in "cpuid,io:0x60": one of `names`, with number 0, or of `numbered`, with a number below its limit."""
+    found = set()
+    for word in text.split(","):
+        name, colon, number = word.partition(":")
+        if colon and name in numbered:
+            found.add((name, _number(number, numbered[name], f"--exit-on {word}")))
+        elif word in names:
+            found.add((word, 0))
+        else:
+            raise InputError(f"--exit-on {word}: must be of {', '.join((*names, *(f'{name}:N' for name in numbered)))}")
+    return frozenset(found)
+
+
+def _number(text: str, limit: int, option: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value < limit:
+        raise InputError(f"{option}: the number must be below {limit:#x}")
+    return value
 
 
 def logs(text: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ from vmm.backends import Options
 from vmm.errors import InputError
 
 _LARGEST = options.LARGEST_MEMORY * options.MIB
-PLANNED = ("trap", "step", "hw")
+PLANNED = ("trap", "step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,7 @@ class Technique:
     stubs: str | None = None
     user: str | None = None
     cache_size: str | None = None
+    exit_on: str | None = None
 
 
 def options_of(technique: Technique) -> Options:
@@ -72,9 +73,19 @@ def _native(technique: Technique) -> Options:
     return NativeOptions()
 
 
+def _hw(technique: Technique) -> Options:
+    from vmm.backends.hw.options import NAMES, NUMBERED, HwOptions
+
+    _only(technique, "mmu", "exit_on")
+    return HwOptions(
+        mmu=options.choice("--mmu", technique.mmu or "nested", ("nested",), ("shadow",)),
+        exit_on=frozenset() if technique.exit_on is None else options.exits(technique.exit_on, NAMES, NUMBERED),
+    )
+
+
 def _only(technique: Technique, *concerned: str) -> None:
     """Refuses words that the back-end can do nothing with."""
-    for name in ("mmu", "ring", "stubs", "user", "cache_size"):
+    for name in ("mmu", "ring", "stubs", "user", "cache_size", "exit_on"):
         value = getattr(technique, name)
         if value is not None and name not in concerned:
             raise InputError(f"--{name.replace('_', '-')} {value}: --backend {technique.backend} has no such choice")
@@ -89,4 +100,4 @@ def _pv(technique: Technique) -> Options:
     return PvOptions()
 
 
-_MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt, "native": _native, "pv": _pv}
+_MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt, "native": _native, "hw": _hw, "pv": _pv}

@@ -26,6 +26,7 @@ class Cpu:
     CC_OP = 42
     DF = 43  # 1 or -1
     HFLAGS = 44  # the CPL and all else that decoding depends on
+    HFLAGS2 = 45
     ES, CS, SS, DS, FS, GS, LDT, TR, GDT, IDT = range(46, 106, 6)
     BASE, LIMIT, ATTRIBUTES = 2, 4, 5  # of a segment, from its selector's index
     CR0, CR2, CR3, CR4 = 106, 110, 112, 114
@@ -93,19 +94,21 @@ def find_exit_check_flag(engine: int, state_size: int) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def find_interrupt_request(state: int) -> tuple[list[ctypes.c_uint32], ctypes.c_uint16]:
+def find_interrupt_request(state: int, pending: int = 0) -> tuple[list[ctypes.c_uint32], ctypes.c_uint16]:
     """What may be the word of pending requests of the CPU whose live state is at `state`; the half-word that, set to FFFFh, ends a chain of blocks.
 
-    Both stand in front of the state: a pointer to the state, and one to the half-word's pair close to the state, follow the requests, with
-    a jump buffer of any contents between. Raises LayoutError when no place looks so. Freed memory before them may look so too: each is to be tried.
+    pending: what the word holds now. Both stand in front of the state: a pointer to the state, and one to the half-word's pair close to the
+    state, follow the requests, with a jump buffer of any contents between. Raises LayoutError when no place looks so. Freed memory before
+    them may look so too: each is to be tried.
     """
     image = ctypes.string_at(state - _SCAN, _SCAN)
     places = [at for at in _occurrences(image, struct.pack("<Q", state)) if at % 8 == state % 8 and 0 < state - _quad(image, at + 8) < 256]
     if len(places) != 1:
         raise LayoutError(f"the pointer to the CPU's state: {len(places)} candidates")
     (pointer,) = places
-    # cflags_next_tb is -1 between blocks; interrupt_request, singlestep_enabled and icount_budget behind it are 0.
-    marks = [at for at in range(pointer - 512, pointer, 8) if image[at : at + 24] == b"\xff" * 4 + bytes(20)]
+    # cflags_next_tb is -1 between blocks; singlestep_enabled and icount_budget behind interrupt_request are 0.
+    wanted = b"\xff" * 4 + struct.pack("<I", pending) + bytes(16)
+    marks = [at for at in range(pointer - 512, pointer, 8) if image[at : at + 24] == wanted]
     if not marks:
         raise LayoutError("the CPU's pending requests: no candidate")
     requests = [ctypes.c_uint32.from_address(state - _SCAN + mark + 4) for mark in marks]

@@ -32,8 +32,13 @@ EFER_HOST = 1 << 11 | 1 << 10 | 1 << 8  # NXE LMA LME
 BARE_PRIVATE = 64 * 1024
 """Bytes at the end of a bare machine's memory that its CPU cannot address."""
 DEVICES_END = 1 << 40  # of the CPU's physical address space: page-table entries reach no further
+BUS = 1 << 39
+"""Where a machine made with `bus` has its bus: the address of guest-physical address 0 on it. It reaches to DEVICES_END."""
 _INTERCEPT_BASE = 0x60  # the exit code that stands for bit 0 of the CPU's first word of intercepts
 _INTR_PIN = 2  # of the requests that the CPU looks at between instructions
+_VIRTUAL = 1 << 8  # and the guest's own
+_LONG_MODE = 1 << 14  # in the decoding flags
+_NESTED = 1 << 6  # in those behind them
 _GUEST_MODE = 1 << 21  # in the decoding flags: intercepts are active
 
 _COMPILED_CODE = 16 * MIB  # the engine's buffer: when it is full all of it is dropped; by default it would grow to 1 GiB
@@ -74,9 +79,10 @@ class Machine:
     on_fast_call() for SYSENTER and SYSCALL, which returns the instruction's size in bytes.
     bare: the CPU stays in legacy mode and sees `visible` bytes as RAM from address 0 and nothing else of the memory; for the rest of its
     physical addresses on_memory(hpa, size, value or None to read) is called. `allocate` gives frames that it does not see.
+    bus: from hpa BUS on, nested tables find device memory; on_memory is called with the offset from BUS.
     """
 
-    def __init__(self, size: int, runs: int = 0, *, bare: bool = False) -> None:
+    def __init__(self, size: int, runs: int = 0, *, bare: bool = False, bus: bool = False) -> None:
         self.size = size
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.memory = memoryview(self._map)
@@ -109,6 +115,8 @@ class Machine:
         self._add_hooks()
         if bare:
             self._become_bare()
+        if bus:
+            self._map_devices(BUS, DEVICES_END - BUS, 0)
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
@@ -255,9 +263,9 @@ class Machine:
         """
         state = self.state
         word = sum(1 << code - _INTERCEPT_BASE for code in exits)
-        state[self._controls + 4], state[self._controls + 5] = word & 0xFFFFFFFF, word >> 32
-        state[self._controls + 6] = sum(1 << number for number in control_writes) << 16
-        state[self._controls + 7] = 0xFF << 16 | 1 << 7 | 1 << 5
+        state[self.controls + 4], state[self.controls + 5] = word & 0xFFFFFFFF, word >> 32
+        state[self.controls + 6] = sum(1 << number for number in control_writes) << 16
+        state[self.controls + 7] = 0xFF << 16 | 1 << 7 | 1 << 5
         state[Cpu.HFLAGS] |= _GUEST_MODE
 
     def set_interrupt_pin(self, level: bool) -> None:
@@ -266,6 +274,22 @@ class Machine:
         self._requests.value = request | _INTR_PIN if level else request & ~_INTR_PIN
         if level and self.running:
             self._leave_chain.value = 0xFFFF
+
+    def find_requests(self) -> None:
+        """In a guest that VMRUN has entered with a virtual interrupt: finds the CPU's pending requests by it. Raises LayoutError."""
+        candidates, self._leave_chain = find_interrupt_request(self._state_address, _VIRTUAL)
+        if len(candidates) != 1:
+            raise LayoutError(f"the virtual interrupt in the CPU's pending requests: {len(candidates)} candidates")
+        self._requests = candidates[0]
+
+    @property
+    def virtual_interrupt(self) -> bool:
+        """Whether an interrupt given by VMRUN, or set here, waits for the guest's IF; its vector is in the VMCB."""
+        return bool(self._requests.value & _VIRTUAL)
+
+    @virtual_interrupt.setter
+    def virtual_interrupt(self, waits: bool) -> None:
+        self._requests.value = self._requests.value & ~_VIRTUAL | (_VIRTUAL if waits else 0)
 
     def write_msr(self, number: int, value: int) -> None:
         """Writes one of the CPU's own MSRs."""
@@ -276,11 +300,11 @@ class Machine:
 
     def drop_frame_code(self, hfn: int) -> None:
         """Drops the compiled code of a frame of RAM, wherever the guest has it mapped."""
-        state, linear = self.state, 1 << 32 | hfn * FRAME  # legacy code computes no address as high: no translation of the guest's is there
-        cr0 = state[Cpu.CR0]
-        state[Cpu.CR0] = cr0 & 0x7FFFFFFF
+        state, linear = self.state, 1 << 62 | hfn * FRAME  # no guest computes such an address: no translation of its own is there
+        cr0, modes, nesting = state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2]
+        state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2] = cr0 & 0x7FFFFFFF, modes & ~_LONG_MODE, nesting & ~_NESTED
         self.drop_code(linear, FRAME)
-        state[Cpu.CR0] = cr0
+        state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2] = cr0, modes, nesting
 
     def _become_bare(self) -> None:
         """Legacy mode, devices' memory behind RAM, and the CPU's intercepts."""
@@ -288,23 +312,16 @@ class Machine:
         self.set_cr0(0x11)
         self.write_msr(0xC0000080, 0)
         self.set_cr4(0)
-        callbacks = _LOAD(self._load), _STORE(self._store)
-        error = uclib.uc_mmio_map(
-            self._handle, ctypes.c_uint64(self.visible), ctypes.c_size_t(DEVICES_END - self.visible), callbacks[0], None, callbacks[1], None
-        )
-        if error:
-            raise MachineError(f"the engine refused device memory: error {error}")
-        self._callbacks += callbacks
+        self._map_devices(self.visible, DEVICES_END - self.visible, self.visible)
         # Erratum 14: while a hook covers an address, the engine looks for code that is overwritten at every store. This one is never called.
         self._callbacks.append(self._hook(uc_const.UC_HOOK_MEM_FETCH_UNMAPPED, _INVALID(lambda handle, data: False), 0))
         self._uc.mem_map_ptr(DEVICES_END, BARE_PRIVATE, unicorn.UC_PROT_READ, self._address + self.visible)
         control, permissions = self._free.pop(), self._free[-2:]
         del self._free[-2:]
-        self._controls = self.old_exception + 2 & ~1  # vm_vmcb, tsc_offset, intercept, intercept_cr_read and _write, ...
         for hfn in permissions:
             self.memory[hfn * FRAME : (hfn + 1) * FRAME] = b"\xff" * FRAME
         self.quads[(control * FRAME + 0x48) // 8] = DEVICES_END + min(permissions) * FRAME - self.visible  # the MSR permission map's base
-        self.state[self._controls], self.state[self._controls + 1] = control * FRAME - self.visible, DEVICES_END >> 32
+        self.state[self.controls], self.state[self.controls + 1] = control * FRAME - self.visible, DEVICES_END >> 32
         candidates, self._leave_chain = find_interrupt_request(self._state_address)
         for self._requests in candidates:
             if self._try_interrupt_pin():
@@ -343,6 +360,15 @@ class Machine:
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
+    def _map_devices(self, hpa: int, size: int, first: int) -> None:
+        """Has accesses to `size` bytes from `hpa` come to on_memory, as addresses from `first` on."""
+        self._first_device = first
+        callbacks = _LOAD(self._load), _STORE(self._store)
+        error = uclib.uc_mmio_map(self._handle, ctypes.c_uint64(hpa), ctypes.c_size_t(size), callbacks[0], None, callbacks[1], None)
+        if error:
+            raise MachineError(f"the engine refused device memory: error {error}")
+        self._callbacks += callbacks
+
     def _find_state(self) -> None:
         """Finds the live CPU state and the exit-check flag; raises LayoutError when it is ambiguous."""
         general = [getattr(uc_x86, f"UC_X86_REG_{name}") for name in ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")]
@@ -360,6 +386,7 @@ class Machine:
         self.error_code, self.is_int, self.debug, self.old_exception = debug - 4, debug - 3, debug, debug + 24
         place = find_features(address, size)
         self.features = (ctypes.c_uint64 * 8).from_address(place) if place is not None else None
+        self.controls = self.old_exception + 2 & ~1  # vm_vmcb, tsc_offset, intercept, intercept_cr_read and _write, ...
         flag = find_exit_check_flag(engine, size)
         self.precise_kicks = flag is not None
         if flag is not None:
@@ -420,14 +447,14 @@ class Machine:
 
     def _load(self, _handle: int, offset: int, size: int, _data: int) -> int:
         try:
-            return self.on_memory(self.visible + offset, size, None)
+            return self.on_memory(self._first_device + offset, size, None)
         except BaseException as failure:
             self._fail(failure)
             return 0
 
     def _store(self, _handle: int, offset: int, size: int, value: int, _data: int) -> None:
         try:
-            self.on_memory(self.visible + offset, size, value)
+            self.on_memory(self._first_device + offset, size, value)
         except BaseException as failure:
             self._fail(failure)
 

@@ -19,7 +19,9 @@ from tests.guests.hostile_guests import MEMORY_MIB, SKIP, Parts, written_guests
 from tests.machine.flat import FINISH, flat_vm
 from tests.machine.small_kernel import LOG, TO_USER, USER, USER_PAGES, small_kernel
 from tools.report import death_report
+from vmm.backends import Options
 from vmm.backends.bt import BtOptions
+from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
 
 _BLOB, _USER_BLOB = 0x150000, USER + 0x1000
@@ -71,8 +73,11 @@ class Survived:
     outside: int
 
 
-def run_all(names: Sequence[str], *, ring: int, cached: bool, timeout: float) -> tuple[dict[str, Survived], str]:
-    """Runs guests in one process; returns the ends of those that ended, and what the process said of the one that did not ("" if all did)."""
+def run_all(names: Sequence[str], *, ring: int | str, cached: bool, timeout: float) -> tuple[dict[str, Survived], str]:
+    """Runs guests in one process, under bt with `ring` or the back-end that it names.
+
+    Returns the ends of those that ended, and what the process said of the one that did not ("" if all did).
+    """
     command = [sys.executable, "-m", "tests.guests.hostile", str(ring), "cache" if cached else "trap", str(timeout), *names]
     root = Path(__file__).parent.parent.parent
     try:
@@ -91,11 +96,15 @@ def run_all(names: Sequence[str], *, ring: int, cached: bool, timeout: float) ->
     return ended, "" if len(ended) == len(names) else f"{present}: {complaint}"
 
 
-def _main(ring: int, cached: bool, timeout: float, names: Sequence[str]) -> None:
+def _options(ring: str, cached: bool) -> Options:
+    others: dict[str, Options] = {"native": NativeOptions(), "hw": HwOptions()}
+    return others[ring] if ring in others else BtOptions(ring=int(ring), stubs_in_cache=cached)
+
+
+def _main(ring: str, cached: bool, timeout: float, names: Sequence[str]) -> None:
     for name in names:
         print(name, flush=True)
-        options = BtOptions(ring=ring, stubs_in_cache=cached) if ring else NativeOptions()
-        vm = flat_vm(_guest(name), memory_mib=MEMORY_MIB, options=options)
+        vm = flat_vm(_guest(name), memory_mib=MEMORY_MIB, options=_options(ring, cached))
         before = time.process_time()
         stop = vm.run(timeout)
         seconds = time.process_time() - before
@@ -104,4 +113,4 @@ def _main(ring: int, cached: bool, timeout: float, names: Sequence[str]) -> None
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2] == "cache", float(sys.argv[3]), sys.argv[4:])
+    _main(sys.argv[1], sys.argv[2] == "cache", float(sys.argv[3]), sys.argv[4:])

@@ -1,4 +1,4 @@
-"""GNU Mach of Debian, unmodified, under binary translation and on the bare machine: its boot log against QEMU's, line by line.
+"""GNU Mach of Debian, unmodified, under binary translation, in guest mode and on the bare machine: its boot log against QEMU's, line by line.
 
 Knows which lines speak of hardware that only one of the two machines has; every other line must be the same.
 """
@@ -23,13 +23,16 @@ from tests.guests.dialogue import FINISHED, Dialogue, Step, talk_to_process
 from tests.guests.test_qemu import QEMU
 from tests.require import require, require_file
 from tools.fetch_guests import guest
+from vmm.backends import Options
 from vmm.backends.bt import BtOptions
+from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
 from vmm.stats import Statistics
 from vmm.vm import Vm, machine_for
 
 LAST_LINE = "No bootstrap code loaded with the kernel!"
 COMMAND_LINE = "console=com0"
+NATIVE: Options = NativeOptions()
 TIMEOUT = 60.0
 
 ABSENT_HARDWARE: Mapping[str, str] = {
@@ -64,10 +67,10 @@ _ENDED: dict[tuple[int, int], datetime] = {}  # when each boot was over: boots a
 
 
 @cache
-def boot(ring: int, memory_mib: int) -> tuple[str, Statistics]:
-    """The boot log under bt, or in ring 0 on the bare machine, and what was counted."""
+def boot(ring: int, memory_mib: int, options: Options = NATIVE) -> tuple[str, Statistics]:
+    """The boot log under bt, or in ring 0 under `options`, and what was counted."""
     console = Dialogue([Step(LAST_LINE)])
-    options = BtOptions(ring=ring) if ring else NativeOptions()
+    options = BtOptions(ring=ring) if ring else options
     vm = Vm(machine_for(memory_mib, options), memory_mib=memory_mib, options=options, console=console)
     console.attach(vm)
     vm.load(str(kernel()), append=COMMAND_LINE)
@@ -104,6 +107,15 @@ def test_boots_natively_as_on_qemu() -> None:
     log, stats = boot(0, 128)
     assert comparable(log) == comparable(qemu_log(128))
     assert not stats.architectural
+
+
+def test_boots_in_guest_mode_as_on_qemu() -> None:
+    """In guest mode too, the boot log of `-m 128` is QEMU's but for absent hardware."""
+    kernel()
+    require(QEMU)
+    log, stats = boot(0, 128, HwOptions())
+    assert comparable(log) == comparable(qemu_log(128))
+    assert stats.architectural
 
 
 @pytest.mark.slow

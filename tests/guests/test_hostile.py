@@ -19,7 +19,7 @@ NAMES = list(written_guests())
 CONFIGURATIONS = ((1, True), (3, True), (1, False), (3, False))  # ring, stubs in the cache
 
 
-def check(names: list[str], ring: int, cached: bool, timeout: float) -> None:
+def check(names: list[str], ring: int | str, cached: bool, timeout: float) -> None:
     """Runs the guests and fails with the name of the one that ended the process, took too long, or ran kernel code outside the cache."""
     ended, complaint = run_all(names, ring=ring, cached=cached, timeout=timeout)
     assert not complaint, complaint
@@ -52,10 +52,11 @@ def test_random_code(ring: int, group: int) -> None:
 
 
 @pytest.mark.parametrize("group", range(2))
-def test_on_the_bare_machine(group: int) -> None:
-    """Every fourth written guest and 80 random ones where no VMM stands between them and the CPU: the process outlives them all."""
-    check(NAMES[group::8], 0, True, TIMEOUT)
-    check(random_names(RANDOM_COUNT, 0)[group::8], 0, True, RANDOM_TIMEOUT)
+@pytest.mark.parametrize("backend", ("native", "hw"))
+def test_at_their_own_privilege_levels(backend: str, group: int) -> None:
+    """Every fourth written guest and 80 random ones where little or nothing stands between them and the CPU: the process outlives them all."""
+    check(NAMES[group::8], backend, True, TIMEOUT)
+    check(random_names(RANDOM_COUNT, 0)[group::8], backend, True, RANDOM_TIMEOUT)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from tests.guests.test_qemu import QEMU
 from tests.require import require
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
+from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
 
 SENSITIVE = kernels()["sensitive"]
-WAYS: dict[str, Options] = {"native": NativeOptions()} | {
+WAYS: dict[str, Options] = {"native": NativeOptions(), "hw": HwOptions()} | {
     f"{user}-ring{ring}-{stubs}": BtOptions(ring=ring, stubs_in_cache=stubs == "cache", translate_user=user == "translate")
     for user in ("direct", "translate")
     for ring in (1, 3)
@@ -64,7 +65,7 @@ def nine_reads(ring: int) -> dict[str, str]:
 def expected_differences(options: Options) -> dict[str, str]:
     """Name of each line that is not QEMU's, and what it says instead of that."""
     lines = {name: ours for name, (_, ours) in QEMU_IS_WRONG.items()}
-    if isinstance(options, NativeOptions):
+    if isinstance(options, (NativeOptions, HwOptions)):
         return lines | INS_STORES_FIRST
     assert isinstance(options, BtOptions)
     return lines if options.translate_user else lines | INS_STORES_FIRST | nine_reads(options.ring)

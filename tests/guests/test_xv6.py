@@ -18,6 +18,7 @@ from tests.guests.test_qemu import QEMU
 from tests.require import require, require_xv6
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
+from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
 from vmm.devices.disk import Disk
 from vmm.machine import MIB
@@ -41,6 +42,7 @@ OPTIONS: dict[str, Options] = {
     "ring1-translate": BtOptions(translate_user=True),
     "ring3-translate": BtOptions(ring=3, translate_user=True),
     "native": NativeOptions(),
+    "hw": HwOptions(),
 }
 
 
@@ -67,7 +69,7 @@ def talk(kernel: str, steps: Sequence[Step], options: Options, folder: Path, tim
         vm.load(str(path))
         stop = vm.run(timeout)
     assert stop.reason == FINISHED, f"{stop.reason}, before {steps[len(console.progress.cpu)].wait!r}, behind:\n{console.text[-2000:]}"
-    assert vm.stats.audited > 0 or options.backend == "native"  # where no code is translated there is nothing to audit
+    assert vm.stats.audited > 0 or options.backend in ("native", "hw")  # where no code is translated there is nothing to audit
     assert vm.stats.outside == 0
     return console.text
 

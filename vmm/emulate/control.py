@@ -56,7 +56,7 @@ def set_cr0(vm: Vm, value: int) -> None:
     value = value & 0xE005003F | Cr0.ET
     if value & Cr0.PG and not value & Cr0.PE or value & Cr0.NW and not value & Cr0.CD:
         raise GuestFault(Vector.GP, 0)
-    if not value & Cr0.PE and not vm.machine.bare:
+    if not value & Cr0.PE and vm.backend.ring:
         raise Stopped(Stop(End.UNSUPPORTED, "the guest goes to real mode: binary translation runs 32-bit protected mode; use --backend hw"))
     if not vm.paging.load(value, vcpu.cr3, vcpu.cr4, vcpu.efer):
         raise GuestFault(Vector.GP, 0)

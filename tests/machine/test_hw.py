@@ -1,0 +1,173 @@
+"""Guest mode: exits that were asked for and no others, nested paging, and a CPU that lacks nothing. Each seen by a guest of its own.
+
+What the bare machine's guests see, they must see here: their tests (tests/machine/test_native.py) run once more in guest mode.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.machine import test_native
+from tests.machine.flat import ENTRY, FINISH, finish, flat_vm, pack, quads, words
+from tests.machine.small_kernel import DIRECTORY, IDENTITY, LOG, TO_USER, small_kernel
+from tests.machine.test_native import (  # noqa: F401
+    test_a_call_gate_to_the_kernel,
+    test_a_call_gate_without_a_task_register,
+    test_a_table_of_gates_in_memory_is_found_by_lidt,
+    test_a_task_switch_by_a_far_jump,
+    test_an_interrupt_comes_behind_the_shadow_of_sti,
+    test_an_interrupt_in_virtual_8086_mode_returns_there,
+    test_breakpoints_in_debug_registers_do_no_harm,
+    test_code_written_by_its_own_mapping,
+    test_code_written_by_the_delivery_of_an_interrupt,
+    test_memory_that_is_not_there_is_open_bus,
+    test_pages_that_are_used_for_one_program_after_the_other,
+    test_port_access_by_the_permission_map,
+    test_port_access_without_permission,
+    test_real_mode,
+    test_reserved_bits_of_page_directory_pointers,
+    test_the_vmm_s_own_memory_is_out_of_reach,
+    test_virtual_8086_mode_traps,
+    test_what_the_virtual_cpu_has_not_is_a_general_protection_fault,
+)
+from vmm.backends.hw import Hardware, HwOptions
+from vmm.backends.hw.vmcs import EntryFailed, Field, Reason
+from vmm.exits import End
+from vmm.vm import Vm
+
+_OF_NATIVE = [name for name in dir() if name.startswith("test_") and name != "test_native"]
+
+
+@pytest.fixture(autouse=True)
+def _in_guest_mode(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The bare machine's tests get guest mode in its place."""
+    monkeypatch.setattr(test_native, "NativeOptions", HwOptions)
+    yield
+
+
+def run(parts: dict[int, bytes] | dict[int, str], exit_on: frozenset[tuple[str, int]] = frozenset(), memory_mib: int = 4) -> Vm:
+    """The VM after its guest reported 0."""
+    vm = flat_vm(parts, memory_mib=memory_mib, options=HwOptions(exit_on=exit_on))
+    assert finish(vm) == 0
+    return vm
+
+
+def test_the_bare_machines_tests_run_in_guest_mode() -> None:
+    """The tests taken over run under hw: the options that they make are."""
+    assert test_native.NativeOptions().backend == "hw"
+    assert len(_OF_NATIVE) > 15
+
+
+# -- exits ---------------------------------------------------------------------------------------------------------------------------
+
+_ALL = (
+    "mov eax,cr3; mov cr3,eax; mov eax,cr0; mov cr0,eax; mov eax,cr4; mov cr4,eax; invlpg [0x1000]; rdtsc; wbinvd; mov eax,dr0; mov dr0,eax;"
+    f"sgdt [{LOG}]; mov ecx,0x1b; rdmsr; xor eax,eax; cpuid; in al,0x64; {FINISH}"
+)
+_COUNTED = {
+    "cr0": ("control register", 2), "cr3": ("control register", 2), "cr4": ("control register", 2), "invlpg": ("invlpg", 1),
+    "rdtsc": ("rdtsc", 1), "wbinvd": ("wbinvd", 1), "dr": ("mov dr", 2), "descriptor": ("gdtr idtr", 1),
+    "msr:0x1b": ("msr 0x1b", 1), "io:0x64": ("port 0x64", 1), "cpuid": ("cpuid", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", _COUNTED)
+def test_an_exit_that_was_asked_for(wanted: str) -> None:
+    """Each exit alone is taken as often as its instruction runs; without being asked for it is not, and the guest ends alike."""
+    name, _, number = wanted.partition(":")
+    reason, count = _COUNTED[wanted]
+    asked = run({ENTRY: _ALL}, frozenset(((name, int(number or "0", 0)),))).stats.architectural
+    plain = run({ENTRY: _ALL}).stats.architectural
+    assert asked[reason] == count
+    assert plain[reason] == (1 if wanted == "cpuid" else 0)
+    assert set(plain) == {"nested page fault", "port", "rdmsr", "cpuid"}
+
+
+def test_an_exception_that_was_asked_for_goes_on_to_the_guest() -> None:
+    """A page fault and a #UD exit by the exception bitmap, with the VMCS saying which, and the guest's handlers see them as ever."""
+    over = f"mov eax,cr2; mov [{LOG}],eax; add esp,4; add dword ptr [esp],2; .byte 0xcf"
+    parts = small_kernel("mov eax,0x3f0008; mov eax,[eax]; ud2", handlers={14: over, 6: f"{FINISH}; l: jmp l"})
+    vm = run(parts, frozenset((("exception", 14), ("exception", 6))))
+    assert words(vm, LOG, 1) == [0x3F0008]
+    assert vm.stats.architectural["exception"] == 2
+    assert not vm.stats.engine["exception 14"]
+    backend = vm.backend
+    assert isinstance(backend, Hardware)
+    assert backend.vmcs[Field.EXIT_INTERRUPTION_INFO] == 1 << 31 | 3 << 8 | 6
+
+
+def test_an_exits_reason_and_qualification_are_the_manuals() -> None:
+    """The last port access: reason 30, OUT of one byte to F4h."""
+    backend = run({ENTRY: FINISH}).backend
+    assert isinstance(backend, Hardware)
+    assert backend.vmcs[Field.EXIT_REASON] == Reason.IO == 30
+    assert backend.vmcs[Field.EXIT_QUALIFICATION] == 0xF4 << 16
+
+
+def test_an_invalid_guest_state_is_reported() -> None:
+    """A start that no CPU can be in fails VM entry by the manual's check."""
+    vm = flat_vm({ENTRY: FINISH}, options=HwOptions())
+    backend = vm.backend
+    assert isinstance(backend, Hardware)
+    assert vm.start is not None
+    backend.vmcs[Field.GUEST_INTERRUPTIBILITY_STATE] = 4
+    with pytest.raises(EntryFailed, match=r"27\.3\.1\.5: reserved bits must be 0: GUEST_INTERRUPTIBILITY_STATE is 0x4"):
+        backend.start(vm.start)
+
+
+# -- nested paging -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "directory",
+    (0xFEE00000, 0xFFFFF000, 0x10000000, 0x7FFFF000, ENTRY, 0x400000 - 0x1000, DIRECTORY),
+    ids=("local apic", "end of 4 GiB", "no memory", "nobody", "code", "end of RAM", "itself"),
+)
+@pytest.mark.parametrize("cr4", (0, 0x10, 0x20), ids=("32-bit", "pse", "pae"))
+def test_4_page_tables_anywhere_do_no_harm(directory: int, cr4: int) -> None:
+    """Erratum 4: whatever a guest uses as page tables, it is the guest that dies (or runs on); nested entries are never NX."""
+    source = f"mov eax,{cr4}; mov cr4,eax; mov eax,{directory}; mov cr3,eax; mov eax,cr0; or eax,0x80000000; mov cr0,eax; l: jmp l"
+    vm = flat_vm({**small_kernel(source), IDENTITY: pack([DIRECTORY | 3] * 1024)}, options=HwOptions())
+    assert vm.run(0.2).why in (End.DIED, End.TIMEOUT)
+    backend = vm.backend
+    assert isinstance(backend, Hardware)
+    top = backend.nested.root >> 3
+    tables = [entry for entry in vm.machine.quads[top : top + 512] if entry]
+    while tables:
+        assert not any(entry >> 63 for entry in tables)
+        below = [entry for entry in tables if not entry & 0x80 and entry < 1 << 39]
+        tables = [
+            entry
+            for table in below
+            if (table & 0xFFFFFFFFFF000) >> 12 in backend.nested.frames
+            for entry in vm.machine.quads[(table & 0xFFFFFFFFFF000) >> 3 : ((table & 0xFFFFFFFFFF000) >> 3) + 512]
+            if entry
+        ]
+
+
+def test_written_pages_are_told_from_others() -> None:
+    """Between two rounds of watching, exactly the pages that were written are found; a page that was read only is not."""
+    vm = flat_vm({ENTRY: f"mov [0x200000],eax; mov eax,[0x201000]; mov [0x202000],eax; mov [0x300000],eax; {FINISH}; l: jmp l"}, options=HwOptions())
+    backend = vm.backend
+    assert isinstance(backend, Hardware)
+    assert backend.nested.watch_writes() == set()
+    assert finish(vm) == 0
+    assert backend.nested.watch_writes() == {0x200, 0x202, 0x300}
+
+
+def test_a_guest_that_touches_addresses_all_over_the_place() -> None:
+    """Under PAE a guest reaches 64 GiB: there are not tables enough for every region at once, and nothing comes of it."""
+    tables = {0x320000: quads([0x321001, 0, 0, 0]), 0x321000: quads([0x83, 0x200083, 0x322003]), 0x322000: quads([0])}
+    source = (
+        "mov eax,0x20; mov cr4,eax; mov eax,0x320000; mov cr3,eax; mov eax,cr0; or eax,0x80000000; mov cr0,eax;"
+        "mov ecx,2; l: mov eax,ecx; shl eax,21; or eax,3; mov [0x322000],eax; mov eax,ecx; shr eax,11; mov [0x322004],eax;"
+        f"invlpg [0x400000]; mov eax,[0x400000]; inc ecx; cmp ecx,0x4000; jb l; {FINISH}"
+    )
+    vm = run({ENTRY: source, **tables})
+    assert vm.stats.architectural["nested page fault"] > 0x3000
+
+
+def test_user_mode_system_calls_and_interrupts_off() -> None:
+    """A guest's own system call is an engine assist, and no exit of the architecture."""
+    vm = run(small_kernel(TO_USER, user="int 0x80", handlers={0x80: FINISH}))
+    assert vm.stats.engine == {"int": 1, "control register": 1, "ldtr tr": 1}

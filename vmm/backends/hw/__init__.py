@@ -1,0 +1,27 @@
+"""The hw back-end: the guest runs at its own privilege levels in the CPU's guest mode, and exits for what its VMCS asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.backends.hw.engine import Hardware
+from vmm.backends.hw.options import HwOptions
+from vmm.machine import MIB, Machine
+
+if TYPE_CHECKING:
+    from vmm.vm import Vm
+
+__all__ = ["Hardware", "HwOptions", "build", "machine"]
+
+_RUNS = MIB  # host-physical memory for the control structures
+_TABLES = 24 * MIB  # and for nested tables
+
+
+def machine(memory_size: int) -> Machine:
+    """A physical machine large enough for one VM of so much memory."""
+    return Machine(memory_size + _TABLES + _RUNS, _RUNS, bus=True)
+
+
+def build(vm: Vm, options: HwOptions) -> Hardware:
+    """The back-end of a VM, with its parts under it."""
+    return Hardware(vm, options)

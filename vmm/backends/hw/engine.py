@@ -1,0 +1,324 @@
+"""The engine: enters guest mode once, and handles each exit where the CPU reports it, with the guest's state live in the registers.
+
+Exits that the VMCS asks for are architectural. What silicon does by itself and this CPU does not (delivery through the IDT, checks of reserved
+bits) are engine assists. Touches no device and decides nothing about what an exit means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from bt.cache import TranslationCache
+from bt.decode import Instruction
+from bt.sensitive import classify
+from vmm.backends.hw.controls import new_vmcs, set_start
+from vmm.backends.hw.options import HwOptions
+from vmm.backends.hw.svm import EXIT, NESTED_FAULT, Svm
+from vmm.backends.hw.vmcs import Field, Reason
+from vmm.backends.live import instruction_at, int_size, load_tables
+from vmm.backends.native.ports import PortFault
+from vmm.backends.native.tables import NativeDescriptors
+from vmm.backends.native.vcpu import NativeVcpu
+from vmm.cpu_state import GENERAL, Cpu
+from vmm.cpuid import OFFERED, SYSENTER_CS
+from vmm.emulate import ROUTINES
+from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Wait
+from vmm.machine import EFER_HOST, PHYSICAL_CR0, PHYSICAL_CR4, NoCode
+from vmm.memory import GuestMemory
+from vmm.mmu.linear import LinearMemory
+from vmm.mmu.nested import NestedMmu
+from vmm.mmu.walk import GuestPaging
+from vmm.x86.bits import Cr0, Cr4, Efer, Fault, Flag, Vector
+
+if TYPE_CHECKING:
+    from vmm.start import Start
+    from vmm.vm import Vm
+
+_NAMES = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
+_WRMSR, _RDTSC, _RDTSCP, _ICEBP = 0x0F30, 0x0F31, 0x0F01, 0xF1
+
+
+class Hardware:
+    """Runs one guest in the CPU's guest mode."""
+
+    ring = 0
+
+    def __init__(self, vm: Vm, options: HwOptions) -> None:
+        self.vm, self.machine, self.state, self.stats, self.options = vm, vm.machine, vm.machine.state, vm.stats, options
+        self.memory = vm.memory = GuestMemory(vm.machine, vm.memory_size)
+        self.paging = vm.paging = GuestPaging(self.memory)
+        vm.linear = LinearMemory(self.memory, self.paging)
+        self.nested = NestedMmu(vm.machine, self.memory)
+        vm.mmu, vm.descriptors = self.nested, NativeDescriptors()
+        self.vcpu = vm.vcpu = NativeVcpu(vm.machine)
+        self.caches: Mapping[str, TranslationCache] = {}
+        self.svm = Svm(vm.machine)
+        self.vmcs = new_vmcs(options, self.nested.root)
+        self.port_fault = PortFault(vm.machine)
+        self._waited = False  # whether the interrupt that is pending found the guest's IF clear
+        self._ports = {number: f"port {number:#x}" for name, number in options.exit_on if name == "io"}
+        self._msrs = {number: f"msr {number:#x}" for name, number in options.exit_on if name == "msr"}
+        self._wanted = {name for name, _ in options.exit_on}
+        self._keep_code_coherent()
+
+    def _keep_code_coherent(self) -> None:
+        """Whatever the VMM writes for the guest may be code, of which the CPU has compiled something."""
+        self.memory.state[:] = b"\1" * self.memory.count
+        self.memory.before_write = lambda gfn: False
+        self.memory.after_write = lambda gfn: self.machine.drop_frame_code(self.memory.frames[gfn])
+
+    def start(self, start: Start) -> None:
+        """VM entry: the guest stands at its first instruction."""
+        machine, vmcs, state = self.machine, self.vmcs, self.state
+        set_start(vmcs, start, self.memory)
+        vmcs[Field.HOST_CR0], vmcs[Field.HOST_CR3], vmcs[Field.HOST_CR4] = PHYSICAL_CR0, self.svm.host_cr3, PHYSICAL_CR4
+        vmcs[Field.HOST_IA32_EFER] = EFER_HOST
+        vmcs.check()
+        self.svm.load(vmcs)
+        self.svm.enter(vmcs)
+        self.vcpu.efer = vmcs[Field.GUEST_IA32_EFER]  # without SVME, which VMRUN wants: its instructions are undefined from now on
+        machine.offer(OFFERED)
+        machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
+        machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
+        machine.on_cpuid = self._on_cpuid
+        values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
+        for at, value in zip(GENERAL, values, strict=True):
+            state[at], state[at + 1] = value, 0
+
+    # -- what the monitor asks for -----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
+        vm = self.vm
+        if self.port_fault.pending:
+            self._end_port_access()
+        if vm.stopped is None and not self.vcpu.halted:
+            self.machine.set_interrupt_pin(vm.board.interrupts.asserted)
+            try:
+                self.machine.run()
+            except NoCode:
+                self.synchronize()
+                eip = self.vcpu.cs.base + self.vcpu.eip & 0xFFFFFFFF
+                vm.stop(Stop(End.DIED, f"the guest executes at {eip:#x}, where there is no memory"))
+
+    def synchronize(self) -> None:
+        """The vCPU is the CPU: only the walk of its tables is to be told which they are."""
+        load_tables(self.vm)
+
+    def interrupts_changed(self, pending: bool) -> None:
+        """The interrupt controllers' output is the CPU's INTR pin: an exit comes where the guest takes interrupts."""
+        self._waited = pending and not self.vcpu.interrupts_on
+        self.machine.set_interrupt_pin(pending)
+
+    def control_changed(self) -> None:
+        """The guest's CR0 or CR4 changed. PAE's page-directory pointers are checked at each load of CR3, which this CPU does not do."""
+        pae = bool(self.vcpu.cr0 & Cr0.PG and self.vcpu.cr4 & Cr4.PAE)
+        self.svm.change_controls(self.vmcs, checks_cr3=pae and not self.vcpu.efer & Efer.LMA)
+
+    def tables_changed(self) -> None:
+        """The CPU knows."""
+
+    def page_invalidated(self, gva: int) -> None:
+        """The CPU knows."""
+
+    def step(self, done: Callable[[bool], None]) -> None:
+        """Device memory is reached over the machine's bus: nothing is stepped."""
+        raise AssertionError("no instruction is stepped in guest mode")
+
+    def memory_access(self, write: bool) -> tuple[int, bool, bool]:
+        """As `step`."""
+        raise AssertionError("no instruction is stepped in guest mode")
+
+    # -- what the CPU reports ----------------------------------------------------------------------------------------------------
+
+    def _on_interrupt(self, vector: int) -> None:
+        """Every exception, INT and exit of the CPU."""
+        state, machine = self.state, self.machine
+        software = bool(state[machine.is_int])
+        machine.clear_event()
+        if vector >= EXIT and self.svm.take_interrupt_shadow():
+            self.vcpu.inhibited = True
+        if vector == NESTED_FAULT:
+            self._nested_fault(state[machine.error_code])
+        elif self.port_fault.pending:
+            self._end_port_access()
+        else:
+            load_tables(self.vm)
+            if vector >= EXIT:
+                self._exited(vector - EXIT)
+            elif software:
+                self.stats.engine["int"] += 1
+                behind = state[Cpu.EIP]
+                state[Cpu.EIP] = behind - int_size(self.vm, vector, behind) & 0xFFFFFFFF
+                self._exit(SoftwareInterrupt(vector, behind))
+            else:
+                self.stats.engine[f"exception {vector}"] += 1
+                error = state[machine.error_code]
+                self._exit(PageFault(state[Cpu.CR2], error) if vector == Vector.PF else Raised(vector, error))
+
+    def _nested_fault(self, error: int) -> None:
+        gpa = self.svm.fault_address
+        self._report(Reason.EPT_VIOLATION, error & 2 or 1 << 2 * bool(error & Fault.I))
+        self.vmcs[Field.GUEST_PHYSICAL_ADDRESS] = gpa
+        self.nested.fault(gpa, bool(error & Fault.W))
+
+    def _report(self, reason: Reason, qualification: int = 0, name: str | None = None) -> None:
+        """Counts an exit, as `name` when it was asked for by that, and leaves its description in the VMCS."""
+        self.stats.architectural[name or _NAMES[reason]] += 1
+        vmcs = self.vmcs
+        vmcs[Field.EXIT_REASON], vmcs[Field.EXIT_QUALIFICATION] = reason, qualification
+
+    def _exited(self, code: int) -> None:
+        reason = self.svm.reason(code)
+        if reason is Reason.EXTERNAL_INTERRUPT:
+            if self.vm.board.interrupts.asserted:
+                self._report(Reason.INTERRUPT_WINDOW if self._waited else reason)
+                self._waited = False
+                self._exit(External())
+            return
+        if reason is Reason.EXCEPTION:
+            self._exception(code - 0x40)
+            return
+        if reason is None:
+            self._undefined()
+            return
+        instruction = instruction_at(self.vm)
+        if instruction is None:
+            return  # its page has gone: the CPU finds that out as it runs it again
+        self._instruction_exit(code, reason, instruction)
+
+    def _exception(self, vector: int) -> None:
+        """An exception that the exception bitmap asks for; it goes on to the guest."""
+        error = self.state[self.machine.error_code]
+        address = self.svm.fault_address if vector == Vector.PF else 0
+        self._report(Reason.EXCEPTION, address)
+        self.vmcs[Field.EXIT_INTERRUPTION_INFO] = 1 << 31 | 3 << 8 | vector
+        self.vmcs[Field.EXIT_INTERRUPTION_ERROR_CODE] = error
+        self._exit(PageFault(address, error) if vector == Vector.PF else Raised(vector, error))
+
+    def _instruction_exit(self, code: int, reason: Reason, instruction: Instruction) -> None:
+        """An instruction that exits: emulated by the routine that every back-end uses."""
+        row = classify(instruction.opcode, instruction.modrm)
+        if not self._asked_for(reason, code):
+            self.stats.engine[_NAMES[reason]] += 1
+        else:
+            wrmsr = reason is Reason.RDMSR and instruction.opcode == _WRMSR
+            name = self._msrs.get(self.vcpu.register(1)) if reason is Reason.RDMSR else None
+            self._report(Reason.WRMSR if wrmsr else reason, self._qualification(reason, code, instruction), name)
+        if reason is Reason.RDTSC and instruction.opcode == _RDTSC:
+            now = self.vm.clock.now()
+            self.vcpu.set_register(0, now & 0xFFFFFFFF)
+            self.vcpu.set_register(2, now >> 32 & 0xFFFFFFFF)
+        elif row is not None and row.name in ROUTINES:
+            self._exit(Sensitive(instruction, row))
+            if reason is Reason.RDMSR:
+                self.machine.write_msr(SYSENTER_CS, self.vcpu.msrs[SYSENTER_CS])  # SYSEXIT is the CPU's own
+            return
+        elif reason not in (Reason.WBINVD, Reason.INVD, Reason.PAUSE):  # those have no effect; the others CPUID does not offer
+            self._exit(Raised(Vector.UD))
+            return
+        self.vcpu.inhibited = False
+        self.vcpu.eip = instruction.next
+
+    def _asked_for(self, reason: Reason, code: int) -> bool:
+        """Whether the VMCS asks for this exit, or it is only this CPU that needs help with the instruction."""
+        match reason:
+            case Reason.CONTROL_REGISTER:
+                return f"cr{code & 0xF}" in self._wanted
+            case Reason.MOV_DR:
+                return "dr" in self._wanted
+            case Reason.LDTR_TR:
+                return "descriptor" in self._wanted
+            case _:
+                return True
+
+    def _qualification(self, reason: Reason, code: int, instruction: Instruction) -> int:
+        """The exit qualification (SDM 3C 28.2.1) of what has one here."""
+        if reason is Reason.CONTROL_REGISTER:
+            if instruction.opcode == 0x0F06:
+                return 2 << 4
+            if instruction.opcode == 0x0F01:
+                return 3 << 4 | (self.vcpu.register(instruction.modrm & 7) & 0xFFFF) << 16
+            return code & 0xF | (code < 0x10) << 4 | (instruction.modrm & 7) << 8
+        if reason is Reason.MOV_DR:
+            return code & 7 | (code < 0x30) << 4 | (instruction.modrm & 7) << 8
+        if reason is Reason.INVLPG:
+            return self.vm.operands.address(instruction)
+        return 0
+
+    def _exit(self, exit_: Exit) -> None:
+        """Lets the monitor handle an exit, and has the CPU stop when the guest is not to go on now."""
+        vm = self.vm
+        vm.stats.last.append((type(exit_).__name__, vm.vcpu.eip))
+        outcome = vm.monitor.handle(exit_)
+        match outcome:
+            case Resume():
+                pass
+            case Wait():
+                self.machine.stop()
+            case Stop():
+                vm.stop(outcome)
+
+    def _on_cpuid(self) -> bool:
+        state = self.state
+        self._report(Reason.CPUID)
+        for register, value in zip((Cpu.EAX, Cpu.EBX, Cpu.ECX, Cpu.EDX), self.vm.cpuid(state[Cpu.EAX], state[Cpu.ECX]), strict=True):
+            state[register], state[register + 1] = value, 0
+        return True
+
+    def _on_invalid(self) -> None:
+        """An undefined instruction: this CPU reports it apart, and ICEBP with it."""
+        self.machine.clear_event()
+        if self.port_fault.pending:
+            self._end_port_access()
+            return
+        load_tables(self.vm)
+        self._undefined()
+
+    def _undefined(self) -> None:
+        if self.vmcs[Field.EXCEPTION_BITMAP] >> Vector.UD & 1:
+            self._exception(Vector.UD)
+            return
+        self.stats.engine["exception 6"] += 1
+        instruction = instruction_at(self.vm)
+        if instruction is not None and instruction.opcode == _ICEBP and (row := classify(_ICEBP, 0)) is not None:
+            self._exit(Sensitive(instruction, row))
+        else:
+            self._exit(Raised(Vector.UD))
+
+    def _on_fast_call(self) -> int:
+        """SYSENTER, and SYSCALL, which CPUID does not offer. Returns the instruction's size."""
+        load_tables(self.vm)
+        instruction = instruction_at(self.vm)
+        if instruction is None:
+            return 0
+        row = classify(instruction.opcode, instruction.modrm)
+        if row is not None and row.name == "sysenter" and self.vcpu.cr0 & Cr0.PE:
+            self.stats.engine["sysenter"] += 1
+            self._exit(Sensitive(instruction, row))
+        else:
+            self.stats.engine["exception 6"] += 1
+            self._exit(Raised(Vector.UD))
+        return len(instruction.raw)
+
+    def _on_port(self, port: int, size: int, value: int | None) -> int:
+        vcpu = self.vcpu
+        if vcpu.cpl > vcpu.iopl or self.state[Cpu.EFLAGS] & Flag.VM:
+            load_tables(self.vm)
+            if not self.port_fault.allowed(self.vm, port, size):
+                return 0
+        self._report(Reason.IO, size - 1 | (value is None) << 3 | port << 16, self._ports.get(port))
+        return self.vm.board.bus.port(port, size, value)
+
+    def _end_port_access(self) -> None:
+        exit_ = self.port_fault.end()
+        load_tables(self.vm)
+        self.stats.engine["exception 13"] += 1
+        self._exit(exit_)
+
+    def _on_memory(self, gpa: int, size: int, value: int | None) -> int:
+        if self.port_fault.pending:
+            return 0  # tables that map nothing
+        self.stats.architectural["device memory"] += 1
+        return self.vm.board.bus.memory(gpa, size, value)
