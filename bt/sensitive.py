@@ -52,7 +52,8 @@ class Row:
     field, `m` or `r` when only memory or register operands are meant. traps: whether it traps at CPL 3, by an exception or
     through the IDT (IOPL 0, no I/O permission map, CR4.TSD and PCE clear). why: what it shows or changes. forms: the kinds and
     sizes of operand in which it differs, as words like r32 or m; empty: it has one form only. word: the VMM's word that a read
-    yields. hypercall: what a Xen PV kernel does instead.
+    yields. paravirtual: what a Xen PV kernel does
+    instead.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Row:
     why: str
     forms: str = ""
     word: str = ""
-    hypercall: str = ""
+    paravirtual: str = ""
 
 
 _SIZES = "32 16"  # operand sizes
@@ -76,34 +77,34 @@ _DATA_SEGMENTS = ("es", "ds", "fs", "gs")
 def _privileged() -> list[Row]:
     p, t = Class.PRIVILEGED, Treatment
     return [
-        Row("cli", "FA", p, True, t.CLEAR_IF, "changes IF", hypercall="an event mask in shared memory"),
-        Row("sti", "FB", p, True, t.SET_IF, "changes IF", hypercall="an event mask in shared memory"),
-        Row("hlt", "F4", p, True, t.CALLOUT, "stops the processor", hypercall="sched_op"),
+        Row("cli", "FA", p, True, t.CLEAR_IF, "changes IF", paravirtual="masks events in shared memory"),
+        Row("sti", "FB", p, True, t.SET_IF, "changes IF", paravirtual="masks events in shared memory"),
+        Row("hlt", "F4", p, True, t.CALLOUT, "stops the processor", paravirtual="hypercall sched_op"),
         Row("mov r,cr0", "0F 20 /0", p, True, t.READ_WORD, "shows CR0", _SIZES, "CR0"),
-        Row("mov r,cr2", "0F 20 /2", p, True, t.READ_WORD, "shows CR2", _SIZES, "CR2", "a word in shared memory"),
+        Row("mov r,cr2", "0F 20 /2", p, True, t.READ_WORD, "shows CR2", _SIZES, "CR2", "reads shared memory"),
         Row("mov r,cr3", "0F 20 /3", p, True, t.READ_WORD, "shows CR3: where the page tables are", _SIZES, "CR3"),
         Row("mov r,cr4", "0F 20 /4", p, True, t.READ_WORD, "shows CR4", _SIZES, "CR4"),
         Row("mov r,cr", "0F 20", p, True, t.CALLOUT, "names a control register that does not exist", _SIZES),
         Row("mov cr0,r", "0F 22 /0", p, True, t.CALLOUT, "changes CR0", _SIZES),
         Row("mov cr2,r", "0F 22 /2", p, True, t.CALLOUT, "changes CR2", _SIZES),
-        Row("mov cr3,r", "0F 22 /3", p, True, t.CALLOUT, "changes CR3: where the page tables are", _SIZES, hypercall="mmuext_op"),
+        Row("mov cr3,r", "0F 22 /3", p, True, t.CALLOUT, "changes CR3: where the page tables are", _SIZES, paravirtual="hypercall mmuext_op"),
         Row("mov cr4,r", "0F 22 /4", p, True, t.CALLOUT, "changes CR4", _SIZES),
         Row("mov cr,r", "0F 22", p, True, t.CALLOUT, "names a control register that does not exist", _SIZES),
-        Row("mov r,dr", "0F 21", p, True, t.CALLOUT, "shows a debug register", _SIZES, hypercall="get_debugreg"),
-        Row("mov dr,r", "0F 23", p, True, t.CALLOUT, "changes a debug register", _SIZES, hypercall="set_debugreg"),
-        Row("clts", "0F 06", p, True, t.CALLOUT, "changes CR0.TS", hypercall="fpu_taskswitch"),
+        Row("mov r,dr", "0F 21", p, True, t.CALLOUT, "shows a debug register", _SIZES, paravirtual="hypercall get_debugreg"),
+        Row("mov dr,r", "0F 23", p, True, t.CALLOUT, "changes a debug register", _SIZES, paravirtual="hypercall set_debugreg"),
+        Row("clts", "0F 06", p, True, t.CALLOUT, "changes CR0.TS", paravirtual="hypercall fpu_taskswitch"),
         Row("lmsw", "0F 01 /6", p, True, t.CALLOUT, "changes CR0", _WORD),
         Row("invd", "0F 08", p, True, t.NOTHING, "changes the caches"),
-        Row("wbinvd", "0F 09", p, True, t.NOTHING, "changes the caches", hypercall="mmuext_op"),
-        Row("invlpg", "0F 01 /7 m", p, True, t.CALLOUT, "changes the TLB", hypercall="mmuext_op"),
-        Row("lgdt", "0F 01 /2 m", p, True, t.CALLOUT, "changes GDTR", _SIZES, hypercall="set_gdt"),
-        Row("lidt", "0F 01 /3 m", p, True, t.CALLOUT, "changes IDTR", _SIZES, hypercall="set_trap_table"),
-        Row("lldt", "0F 00 /2", p, True, t.CALLOUT, "changes LDTR", _WORD, hypercall="mmuext_op"),
-        Row("ltr", "0F 00 /3", p, True, t.CALLOUT, "changes TR", _WORD, hypercall="stack_switch"),
+        Row("wbinvd", "0F 09", p, True, t.NOTHING, "changes the caches", paravirtual="hypercall mmuext_op"),
+        Row("invlpg", "0F 01 /7 m", p, True, t.CALLOUT, "changes the TLB", paravirtual="hypercall mmuext_op"),
+        Row("lgdt", "0F 01 /2 m", p, True, t.CALLOUT, "changes GDTR", _SIZES, paravirtual="hypercall set_gdt"),
+        Row("lidt", "0F 01 /3 m", p, True, t.CALLOUT, "changes IDTR", _SIZES, paravirtual="hypercall set_trap_table"),
+        Row("lldt", "0F 00 /2", p, True, t.CALLOUT, "changes LDTR", _WORD, paravirtual="hypercall mmuext_op"),
+        Row("ltr", "0F 00 /3", p, True, t.CALLOUT, "changes TR", _WORD, paravirtual="hypercall stack_switch"),
         Row("rdmsr", "0F 32", p, True, t.CALLOUT, "shows a model-specific register"),
         Row("wrmsr", "0F 30", p, True, t.CALLOUT, "changes a model-specific register"),
         Row("rdpmc", "0F 33", p, True, t.CALLOUT, "shows a performance counter"),
-        Row("sysexit", "0F 35", p, True, t.CALLOUT, "changes the privilege level", hypercall="iret"),
+        Row("sysexit", "0F 35", p, True, t.CALLOUT, "changes the privilege level", paravirtual="hypercall iret"),
         Row("in al,n", "E4", p, True, t.NATIVE, "reaches a device"),
         Row("in eax,n", "E5", p, True, t.NATIVE, "reaches a device", _SIZES),
         Row("in al,dx", "EC", p, True, t.NATIVE, "reaches a device"),
@@ -127,14 +128,14 @@ def _unprivileged() -> list[Row]:
         Row("sldt", "0F 00 /0", s, False, t.READ_WORD, "shows LDTR", _STORED, "LDT"),
         Row("str", "0F 00 /1", s, False, t.READ_WORD, "shows TR", _STORED, "TR"),
         Row("smsw", "0F 01 /4", s, False, t.READ_WORD, "shows CR0", _STORED, "CR0"),
-        Row("pushf", "9C", s, False, t.PUSH_FLAGS, "shows IF and IOPL", _SIZES, hypercall="an event mask in shared memory"),
-        Row("popf", "9D", s, False, t.POP_FLAGS, "changes IF and IOPL, or silently does not", _SIZES, hypercall="an event mask in shared memory"),
+        Row("pushf", "9C", s, False, t.PUSH_FLAGS, "shows IF and IOPL", _SIZES, paravirtual="masks events in shared memory"),
+        Row("popf", "9D", s, False, t.POP_FLAGS, "changes IF and IOPL, or silently does not", _SIZES, paravirtual="masks events in shared memory"),
         Row("lar", "0F 02", s, False, t.CALLOUT, "shows a descriptor, by the privilege level", _ANY_OPERAND),
         Row("lsl", "0F 03", s, False, t.CALLOUT, "shows a descriptor, by the privilege level", _ANY_OPERAND),
         Row("verr", "0F 00 /4", s, False, t.CALLOUT, "shows a descriptor, by the privilege level", _WORD),
         Row("verw", "0F 00 /5", s, False, t.CALLOUT, "shows a descriptor, by the privilege level", _WORD),
         Row("arpl", "63", s, False, t.CALLOUT, "handles privilege levels of selectors", _WORD),
-        Row("cpuid", "0F A2", s, False, t.NATIVE, "shows which processor this is", hypercall="an emulated cpuid behind a prefix"),
+        Row("cpuid", "0F A2", s, False, t.NATIVE, "shows which processor this is", paravirtual="a prefix that traps"),
         Row("rdtsc", "0F 31", s, False, t.NATIVE, "shows the time; privileged with CR4.TSD"),
         *_segment_registers(),
         Row("call far", "9A", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
@@ -143,7 +144,7 @@ def _unprivileged() -> list[Row]:
         Row("jmp far m", "FF /5 m", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
         Row("ret far n", "CA", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
         Row("ret far", "CB", s, False, t.CALLOUT, "loads CS, by the privilege level", _SIZES),
-        Row("iret", "CF", s, False, t.RETURN_FROM_INTERRUPT, "loads CS and flags, by the privilege level", _SIZES, hypercall="iret"),
+        Row("iret", "CF", s, False, t.RETURN_FROM_INTERRUPT, "loads CS and flags, by the privilege level", _SIZES, paravirtual="hypercall iret"),
         Row("int3", "CC", s, True, t.CALLOUT, "goes through the IDT"),
         Row("int", "CD", s, True, t.CALLOUT, "goes through the IDT"),
         Row("into", "CE", s, True, t.CALLOUT, "goes through the IDT"),
@@ -292,6 +293,6 @@ def treatments(row: Row) -> dict[str, str]:
     else:
         trap = "traps" if row.traps else "slips" if slips else "runs"
         step = "runs" if here is Treatment.NATIVE or row.klass is Class.FLOW else "emulated"
-        pv = f"hypercall: {row.hypercall}" if row.hypercall else trap
+        pv = row.paravirtual or trap
     hw = "exits" if row.name.startswith(_EXITS_OF_HW) else "runs"
     return {"bt": here.name.lower().replace("_", " "), "pv": pv, "hw": hw, "trap": trap, "step": step, "native": "runs"}

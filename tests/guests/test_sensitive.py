@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from bt.sensitive import TABLE, Class
+from bt.sensitive import TABLE, Class, row_of
 from guest_kernels import kernels
 from tests.guests.test_bt import qemu_consoles, run
 from tests.guests.test_qemu import QEMU
@@ -20,6 +20,7 @@ from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
 
 SENSITIVE = kernels()["sensitive"]
+CODE = 0x8000  # where the kernel puts the instruction of each line
 WAYS: dict[str, Options] = {"native": NativeOptions(), "hw": HwOptions()} | {
     f"{user}-ring{ring}-{stubs}": BtOptions(ring=ring, stubs_in_cache=stubs == "cache", translate_user=user == "translate")
     for user in ("direct", "translate")
@@ -118,3 +119,13 @@ def test_the_console_is_qemus_but_for_what_is_known(how: str) -> None:
     assert list(got) == list(wanted)
     assert {name: line for name, line in got.items() if line != wanted[name]} == allowed
     assert len(printed) - sum(len(line) for line in allowed.values()) == len(console) - sum(len(wanted[name]) for name in allowed)
+
+
+@pytest.mark.parametrize(("cache", "options"), (("kernel", BtOptions()), ("user", BtOptions(translate_user=True))), ids=("kernel", "user"))
+def test_every_translation_is_executed(cache: str, options: Options) -> None:
+    """Each row's translation, which tests/expect/golden shows, is entered in kernel code and in user code: the lines above are its doing."""
+    _, _, vm = run(SENSITIVE, options, None)
+    entered = [translation.block for translation in vm.backend.caches[cache].translations if translation.block.entry == CODE]
+    first = {(block.instructions[0].opcode, block.instructions[0].modrm) for block in entered if block.instructions}
+    undecodable = {"0f 01 /5"}  # for the decoder these bytes are no instruction: their stub is that of any such bytes
+    assert {row.name for row in TABLE} - undecodable == {row.name for opcode, modrm in first if (row := row_of(opcode, modrm)) is not None}
