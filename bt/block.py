@@ -27,13 +27,23 @@ class Mode:
     """All that decoding and emission depend on besides the bytes.
 
     index: a small number for it, unique within a cache. bases: linear, of CS and SS. plain: a 32-bit stack and a virtual
-    IOPL of 0, so that flags may be handled in the cache.
+    IOPL of 0, so that flags may be handled in the cache. careful: every instruction that the table names is a callout and ends
+    its block, and the code runs in a segment with the guest's base: for 16-bit code (not `wide`), 16-bit stacks, and privilege
+    levels 1 and 2. cpl: the privilege level of the guest's code.
     """
 
     index: int
     cs_base: int
     ss_base: int
     plain: bool = True
+    careful: bool = False
+    wide: bool = True
+    cpl: int = 0
+
+    @property
+    def code_base(self) -> int:
+        """Linear base of the segment in which translations of this mode run."""
+        return self.cs_base if self.careful else 0
 
 
 @dataclass(slots=True)
@@ -57,7 +67,8 @@ class SiteKind(Enum):
     CHAIN = auto()  # a jump whose target has no translation yet
     UNDEFINED = auto()  # bytes that are no instruction
     MISS = auto()  # a return or indirect jump that its table did not know
-    STEPPED = auto()  # the end of a translation of a single instruction
+    STEPPED = auto()  # the end of a translation of a single instruction, or of a careful one
+    PROTECTED = auto()  # a store through a CS override
 
 
 @dataclass(slots=True)

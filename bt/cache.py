@@ -14,6 +14,7 @@ from bt.block import MIDWAY, Block, Mode, Site, SiteKind, Translation
 from bt.emit import MISS, TRAP, Emitter, Options
 from bt.window import CODE, FLAGS_CLASS, MODES, RETURNS, RETURNS_SIZE, RING_3, SLOT_LIMIT, SLOTS, flags_classes, ring_3_selectors
 
+_CAREFUL_MODES = 4096  # before they are forgotten
 _LONGEST_CHAIN = 8  # checked entries behind one table slot before the rest is forgotten
 _ALIGN = 16
 
@@ -47,6 +48,7 @@ class TranslationCache:
         self.starts: list[int] = []
         self.translations: list[Translation] = []
         self.modes: dict[tuple[int, int, bool], Mode] = {}
+        self.careful_modes: dict[tuple[int, bool, int], Mode] = {}
         self.pages: dict[int, set[Translation]] = {}  # gfn -> live translations made of it
         self.asleep: dict[int, list[Translation]] = {}  # key of the entry -> invalidated translations that may be revived
         self.singles: dict[int, Translation] = {}
@@ -81,9 +83,19 @@ class TranslationCache:
         if mode is None:
             if len(self.modes) == MODES:
                 raise CacheFull
-            mode = self.modes[key] = Mode(len(self.modes), cs_base, ss_base, plain)
+            mode = self.modes[key] = Mode(len(self.modes), cs_base, ss_base, plain, cpl=3 if self.options.user else 0)
             table = (RETURNS + mode.index * RETURNS_SIZE) // 4
             self.words[table : table + RETURNS_SIZE // 4] = memoryview(self.miss.to_bytes(4, "little") * (RETURNS_SIZE // 4)).cast("I")
+        return mode
+
+    def careful_mode(self, cs_base: int, wide: bool, cpl: int) -> Mode:
+        """The careful mode of these properties, which has no table of checked entries; raises CacheFull when there are too many."""
+        key = cs_base, wide, cpl
+        mode = self.careful_modes.get(key)
+        if mode is None:
+            if len(self.careful_modes) == _CAREFUL_MODES:
+                raise CacheFull
+            mode = self.careful_modes[key] = Mode(MODES + len(self.careful_modes), cs_base, 0, False, True, wide, cpl)
         return mode
 
     def lookup(self, eip: int, mode: Mode, gfn: int | None = None) -> int | None:

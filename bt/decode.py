@@ -30,7 +30,7 @@ class Instruction:
     """One guest instruction: where it stands and how it is encoded.
 
     address, next: EIP of it and of the one behind it. raw: its bytes. opcode: one byte or 0Fxx. at: index in `raw` of the byte
-    behind the opcode (ModRM or immediate); modrm: that byte, 0 when there is none. segment: the override byte, or 0.
+    behind the opcode (ModRM or immediate); modrm: that byte, 0 when there is none. segment: the override byte, or 0. wide: 32-bit code.
     """
 
     address: int
@@ -41,22 +41,31 @@ class Instruction:
     modrm: int
     prefixes: int
     segment: int
+    wide: bool = True
 
     @property
     def text(self) -> str:
         """The instruction as a person reads it."""
-        for _, _, mnemonic, operands in _capstone.disasm_lite(self.raw, self.address, 1):
+        for _, _, mnemonic, operands in (_capstone if self.wide else _capstone_16).disasm_lite(self.raw, self.address, 1):
             return f"{mnemonic} {operands}" if operands else mnemonic
         return self.raw.hex()
 
+    @property
+    def operand_size(self) -> int:
+        """Bytes of an operand, as prefix and kind of code give them: 2 or 4."""
+        return 2 if bool(self.prefixes & OPERAND_SIZE) == self.wide else 4
+
+    @property
+    def address_size(self) -> int:
+        """Bytes of an address, likewise."""
+        return 2 if bool(self.prefixes & ADDRESS_SIZE) == self.wide else 4
+
     def relative_target(self) -> int:
         """Where a relative jump, branch or call goes (its last 1, 2 or 4 bytes are the displacement)."""
-        opcode = self.opcode
-        size = 1 if opcode < 0x100 and opcode & 0xF0 in (0x70, 0xE0) and opcode not in (0xE8, 0xE9) else 4
-        if size == 4 and self.prefixes & OPERAND_SIZE:
-            size = 2
+        opcode, width = self.opcode, self.operand_size
+        size = 1 if opcode < 0x100 and opcode & 0xF0 in (0x70, 0xE0) and opcode not in (0xE8, 0xE9) else width
         target = self.next + int.from_bytes(self.raw[-size:], "little", signed=True)
-        return target & (0xFFFF if self.prefixes & OPERAND_SIZE else 0xFFFFFFFF)
+        return target & (0xFFFF if width == 2 else 0xFFFFFFFF)
 
 
 def decode(code: bytes, address: int, wide: bool = True) -> Iterator[Instruction]:
@@ -96,7 +105,7 @@ def decode(code: bytes, address: int, wide: bool = True) -> Iterator[Instruction
         if not sizes:
             return
         for size in sizes:
-            yield _parse(address + at & 0xFFFFFFFF, code[at : at + size])
+            yield _parse(address + at & 0xFFFFFFFF, code[at : at + size], wide)
             at += size
 
 
@@ -183,7 +192,7 @@ def _sizes(engine: capstone.Cs, code: bytes, address: int) -> list[int]:
     return sizes
 
 
-def _parse(address: int, raw: bytes) -> Instruction:
+def _parse(address: int, raw: bytes, wide: bool) -> Instruction:
     opcode, at = raw[0], 1
     prefixes = segment = 0
     while opcode in _PREFIXES and at < len(raw):
@@ -195,7 +204,7 @@ def _parse(address: int, raw: bytes) -> Instruction:
     if opcode == 0x0F and at < len(raw):
         opcode = 0x0F00 | raw[at]
         at += 1
-    return Instruction(address, address + len(raw) & 0xFFFFFFFF, raw, opcode, at, raw[at] if at < len(raw) else 0, prefixes, segment)
+    return Instruction(address, address + len(raw) & 0xFFFFFFFF, raw, opcode, at, raw[at] if at < len(raw) else 0, prefixes, segment, wide)
 
 
 def memory_operand(instruction: Instruction, extra: int = 0, reg: int | None = None, at: int | None = None) -> bytes:
@@ -245,7 +254,23 @@ def has_memory_operand(instruction: Instruction) -> bool:
     """Whether an instruction accesses memory by an operand, explicit or implied, that a segment override concerns."""
     if instruction.opcode in _NOT_OVERRIDDEN:
         return False
-    return any(operand.type == capstone.x86.X86_OP_MEM for found in _detailed(True).disasm(instruction.raw, 0, 1) for operand in found.operands)
+    detailed = _detailed(instruction.wide).disasm(instruction.raw, 0, 1)
+    return any(operand.type == capstone.x86.X86_OP_MEM for found in detailed for operand in found.operands)
+
+
+_X87_STORES = {0xD9: (2, 3, 6, 7), 0xDB: (1, 2, 3, 7), 0xDD: (1, 2, 3, 6, 7), 0xDF: (1, 2, 3, 6, 7)}  # reg fields, by opcode
+_STRINGS = frozenset((*range(0x6C, 0x70), *range(0xA4, 0xA8), *range(0xAA, 0xB0)))
+_COMPARE_AND_EXCHANGE = 0x0FC7
+
+
+def stores_by_override(instruction: Instruction) -> bool:
+    """Whether an instruction writes the memory operand that a segment override concerns. (String instructions store through ES, always.)"""
+    opcode, reg = instruction.opcode, instruction.modrm >> 3 & 7
+    if opcode in _STRINGS or not has_memory_operand(instruction):
+        return False
+    if 0xD8 <= opcode <= 0xDF:  # Capstone says of some that they read
+        return reg in _X87_STORES.get(opcode, ())
+    return opcode == _COMPARE_AND_EXCHANGE or memory_access(instruction.raw, instruction.wide)[2]
 
 
 def memory_access(raw: bytes, wide: bool = True) -> tuple[int, bool, bool]:

@@ -6,7 +6,7 @@ same page, and ends where control leaves it or enough has been taken. Knows the 
 
 from __future__ import annotations
 
-from bt.block import Block
+from bt.block import Block, Mode
 from bt.decode import Instruction, decode
 from bt.sensitive import Row, Treatment, classify
 
@@ -15,37 +15,42 @@ LONGEST = 15  # bytes of an instruction
 
 _ENDS = ("call far", "call far m", "jmp far", "jmp far m", "ret far", "ret far n", "sysenter", "sysexit")
 _UD2 = 0x0F0B
+_KERNEL = Mode(0, 0, 0)
 _FOLLOWED = (Treatment.BRANCH, Treatment.LOOP)
 
 
-def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT, user: bool = False) -> Block:
+def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT, mode: Mode = _KERNEL) -> Block:
     """The block that is entered at EIP `entry`.
 
     code: the bytes from EIP `start` on: `span` bytes of the page, then those of the next page that an instruction reaching
     over the end may need (none when that page cannot be fetched). An instruction that needs more is left out: the block
-    ends before it, and is empty when it is the first. user: it is user code.
+    ends before it, and is empty when it is the first. mode: a careful one makes the block a run that ends with the first
+    instruction in the table.
     """
     instructions: list[Instruction] = []
     rows: list[Row | None] = []
     undecodable: list[int] = []
     taken: set[int] = set()
+    careful, wide, unprivileged = mode.careful, mode.wide, mode.careful or mode.cpl != 0
     pending, end, left = [entry], start + span, limit
     for address in pending:
         while address is not None and left:
             following: int | None = None
-            for instruction in decode(code[address - start :], address):
+            for instruction in decode(code[address - start :], address, wide):
                 eip = instruction.address
                 if eip in taken or eip >= end or not left:
                     break
                 left -= 1
                 taken.add(eip)
                 instructions.append(instruction)
-                row = classify(instruction.opcode, instruction.modrm, user)
+                row = classify(instruction.opcode, instruction.modrm, unprivileged)
                 rows.append(row)
                 if row is None:
                     if instruction.opcode == _UD2:
                         break
                     continue
+                if careful:
+                    break
                 if row.treatment is Treatment.JUMP:
                     target = instruction.relative_target()
                     following = target if 0 <= target - start < span and target not in taken else None

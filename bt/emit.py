@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bt.block import ADJUSTED, CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
-from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, has_memory_operand, memory_operand, operand_registers
+from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, has_memory_operand, memory_operand, operand_registers, stores_by_override
 from bt.sensitive import Class, Row, Treatment
 from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
 
@@ -31,11 +31,12 @@ _BY_REGISTER = {0x6E: 6, 0x6F: 6, 0xA4: 6, 0xA5: 6, 0xA6: 6, 0xA7: 6, 0xAC: 6, 0
 _MOV_SEGMENT = 0x8E
 _MOVES_WITH_OFFSET = (0xA0, 0xA1, 0xA2, 0xA3)
 _IF_BYTE = Word.FLAGS + 1
+_STORES = (Treatment.READ_WORD, Treatment.READ_TABLE)
 _FLAG_TREATMENTS = (Treatment.PUSH_FLAGS, Treatment.POP_FLAGS, Treatment.CLEAR_IF, Treatment.SET_IF, Treatment.RETURN_FROM_INTERRUPT)
 _DIRECT = (Treatment.JUMP, Treatment.BRANCH, Treatment.LOOP, Treatment.CALL)
 _PLAIN_TREATMENTS = (*_FLAG_TREATMENTS, Treatment.LOAD_SEGMENT)
 # No interrupt behind these: SDM 3A 6.8.3 "Masking Exceptions and Interrupts When Switching Stacks".
-_INHIBITING = ("mov ss,r/m", "pop ss", "sti", "lss")
+_INHIBITING = ("mov ss,r/m", "pop ss", "sti")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Emitter:
     def translate(self) -> Translation:
         """Emits the block, the stubs behind it, and the map."""
         falls_to: int | None = None
-        code, starts, at, flat = self.code, self.starts, self.at, not self.mode.cs_base
+        code, starts, at = self.code, self.starts, self.at
         mark, guest, recovery = self.translation.marks.append, self.translation.guests.append, self.translation.recovery.append
         heads = run_heads(self.block) if self.options.counted else None
         for instruction, row in zip(self.block.instructions, self.block.rows, strict=True):
@@ -96,7 +97,7 @@ class Emitter:
                 falls_to = self.sensitive(instruction, row)
                 continue
             self.inhibited = False
-            code += instruction.raw if flat or instruction.segment != _CS_OVERRIDE else self.through_ss(instruction)
+            code += instruction.raw if instruction.segment != _CS_OVERRIDE else self.overridden(instruction)
             falls_to = instruction.next
         for address in self.block.undecodable:
             if falls_to is not None and falls_to != address:
@@ -168,9 +169,9 @@ class Emitter:
 
     def jump(self, target: int) -> None:
         """Goes on at a guest address: directly within the block, else through a slot."""
-        if target in self.inside:
+        if target in self.inside and not self.mode.careful:
             self.near(b"\xe9", target)
-        elif self.single:
+        elif self.single or self.mode.careful:
             self.trap(Site(SiteKind.STEPPED, target, self.translation, target=target))
         else:
             self.put(self.jump_slot(self.exit_slot(target)))
@@ -245,7 +246,8 @@ class Emitter:
         """Emits an instruction that the table names."""
         self.inhibited = row.name in _INHIBITING
         treatment = row.treatment
-        if treatment is Treatment.CALLOUT or self.must_trap(instruction, treatment) or self.options.user and row.klass is Class.PRIVILEGED:
+        must_trap = treatment is Treatment.CALLOUT or self.mode.careful or self.must_trap(instruction, treatment)
+        if must_trap or self.options.user and row.klass is Class.PRIVILEGED:
             return self.callout(instruction, row)
         return _ROUTINES[treatment](self, instruction, row)
 
@@ -267,8 +269,17 @@ class Emitter:
                 return True
             if instruction.opcode == _MOV_SEGMENT:
                 narrow &= ADDRESS_SIZE if instruction.modrm < 0xC0 else 0
+        elif treatment in _STORES and instruction.segment == _CS_OVERRIDE:
+            return True  # to be refused
         flow = treatment.value >= Treatment.JUMP.value
         return bool(narrow) or not (flow or self.options.stubs_in_cache)
+
+    def overridden(self, instruction: Instruction) -> bytes:
+        """An instruction with a CS override, which no store can use (SDM 3A 5.5.1), as it is where the cache's CS has the guest's base."""
+        if stores_by_override(instruction):
+            self.trap(Site(SiteKind.PROTECTED, instruction.address, self.translation, instruction))
+            return b""
+        return instruction.raw if self.mode.code_base == self.mode.cs_base else self.through_ss(instruction)
 
     def through_ss(self, instruction: Instruction) -> bytes:
         """A CS-overridden operand must not find the cache's flat CS where the guest's has a base: it is addressed through SS, the

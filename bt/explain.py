@@ -95,6 +95,8 @@ class Explainer:
                 return f"trap: the step is done, the guest goes on at {self.name(site.target)}"
             case SiteKind.UNDEFINED:
                 return "trap: #UD, these bytes are no instruction"
+            case SiteKind.PROTECTED:
+                return "trap: #GP, nothing is stored through CS"
             case SiteKind.MISS:
                 return "trap: the VMM finds what no entry of the table knew"
 

@@ -68,7 +68,7 @@ def _instructions(translation: Translation) -> list[Instruction]:
     found: list[Instruction] = []
     code, start, at = translation.code, translation.start, 0
     while at < len(code):
-        found += decode(code[at:], start + at)
+        found += decode(code[at:], start + at, translation.mode.wide)
         at = found[-1].next - start if found else 0
         if at < len(code):
             found.append(Instruction(start + at, start + at + 1, code[at : at + 1], code[at], 1, 0, 0, 0))
@@ -115,6 +115,8 @@ def _trap(site: Site) -> str:
             return f"stepped to {site.target:08x}"
         case SiteKind.UNDEFINED:
             return "no instruction"
+        case SiteKind.PROTECTED:
+            return "a store through cs"
         case SiteKind.MISS:
             return "unknown target"
 

@@ -260,15 +260,15 @@ def _by_opcode(rows: tuple[Row, ...]) -> dict[int, _ModRms]:
 
 _ROWS = _by_opcode(TABLE)
 _TRANSLATED = _by_opcode(tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE))
-_TRANSLATED_OF_USERS = _by_opcode(tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE or row.klass is Class.PRIVILEGED))
+_TRANSLATED_OUTSIDE = _by_opcode(tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE or row.klass is Class.PRIVILEGED))
 
 
-def classify(opcode: int, modrm: int, user: bool = False) -> Row | None:
+def classify(opcode: int, modrm: int, unprivileged: bool = False) -> Row | None:
     """The row of an instruction that the translator may not copy, by its opcode (one byte, or 0Fxx) and ModRM byte; None: copied as it is.
 
-    user: it is user code, in which nothing privileged may be copied.
+    unprivileged: it may run outside of privilege level 0, where nothing privileged may be copied.
     """
-    rows = (_TRANSLATED_OF_USERS if user else _TRANSLATED).get(opcode)
+    rows = (_TRANSLATED_OUTSIDE if unprivileged else _TRANSLATED).get(opcode)
     return None if rows is None else rows[modrm]
 
 

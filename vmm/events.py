@@ -15,6 +15,7 @@ from vmm.exits import End, Stop, Stopped
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.mmu.linear import LinearMemory
 from vmm.segments import Segments
+from vmm.stack import Stack
 from vmm.vcpu import Vcpu
 from vmm.x86.bits import CONTRIBUTORY, ERROR_CODE_VECTORS, Cr0, Flag, Vector
 from vmm.x86.descriptors import CODE, CONFORMING, INTERRUPT_GATE, PRESENT, SEGMENT, TASK_GATE, TRAP_GATE, Segment, dpl, segment, system_type
@@ -100,27 +101,23 @@ class Events:
         if flags & Flag.VM and level:
             raise GuestFault(Vector.GP, selector & 0xFFFC | ext)
         if level < vcpu.cpl:
-            stack, esp = self._inner_stack(level, ext)
+            stack = self.segments.inner_stack(level, ext)
             frame = [vcpu.ss.selector, vcpu.esp, *frame]
             if flags & Flag.VM:
                 frame = [*(vcpu.state[register] for register in (Cpu.GS, Cpu.FS, Cpu.DS, Cpu.ES)), *frame]
         else:
-            stack, esp = vcpu.ss, vcpu.esp
+            stack = Stack(self.linear, vcpu.ss, vcpu.esp, level == 3)
         if error is not None and vector in ERROR_CODE_VECTORS:
             frame.append(error)
-        mask = 0xFFFFFFFF if stack.wide else 0xFFFF
-        size = width * len(frame)
-        new_esp = esp - size & mask | esp & ~mask
-        image = b"".join((value & (1 << 8 * width) - 1).to_bytes(width, "little") for value in reversed(frame))
-        self.linear.write(stack.base + (new_esp & mask) & 0xFFFFFFFF, image)
+        stack.push(*frame, size=width)
         entered = segment(selector & 0xFFFC | level, self.segments.mark_accessed(descriptor, address))
         if flags & Flag.VM:
             self.segments.drop_data()
         if level < vcpu.cpl:
-            vcpu.ss = stack
+            vcpu.ss = stack.segment
         vcpu.cs = entered
         vcpu.cpl = level
-        vcpu.esp = new_esp
+        vcpu.esp = stack.esp
         vcpu.eip = offset
         off = Flag.TF | Flag.NT | Flag.RF | Flag.VM | (Flag.IF if kind & 1 == 0 else 0)
         vcpu.set_flags(flags & ~off)
@@ -133,28 +130,16 @@ class Events:
         if vector * 4 + 3 > vcpu.idt_limit:
             raise GuestFault(Vector.GP, 0)
         handler = self.linear.read_int(vcpu.idt_base + vector * 4 & 0xFFFFFFFF, 4)
-        flags, sp = vcpu.flags(), vcpu.esp - 6 & 0xFFFF
-        image = b"".join((value & 0xFFFF).to_bytes(2, "little") for value in (back_to, vcpu.cs.selector, flags))
-        self.linear.write(vcpu.ss.base + sp & 0xFFFFFFFF, image)
+        flags, stack = vcpu.flags(), Stack(self.linear, vcpu.ss, vcpu.esp, user=False)
+        stack.push(flags, vcpu.cs.selector, back_to, size=2)
         before, selector = vcpu.cs, handler >> 16
         vcpu.cs = Segment(selector, selector << 4, before.limit, before.attributes)
         vcpu.cpl = 0
-        vcpu.esp = vcpu.esp & 0xFFFF0000 | sp
+        vcpu.esp = stack.esp
         vcpu.eip = handler & 0xFFFF
         vcpu.set_flags(flags & ~(Flag.TF | Flag.IF | Flag.AC | Flag.RF))
         vcpu.inhibited = False
         vcpu.halted = False
-
-    def _inner_stack(self, level: int, ext: int) -> tuple[Segment, int]:
-        """SS and ESP for a privilege level out of the TSS (SDM 3A 7.2.1 "Task-State Segment (TSS)")."""
-        tr = self.vcpu.tr
-        wide = system_type(tr.attributes) & 8
-        offset = 4 + 8 * level if wide else 2 + 4 * level
-        if offset + (7 if wide else 3) > tr.limit:
-            raise GuestFault(Vector.TS, tr.selector & 0xFFFC | ext)
-        esp = self.linear.read_int(tr.base + offset & 0xFFFFFFFF, 4 if wide else 2)
-        selector = self.linear.read_int(tr.base + offset + (4 if wide else 2) & 0xFFFFFFFF, 2)
-        return self.segments.stack(selector, level, Vector.TS, ext), esp
 
 
 def _combined(first: GuestFault, second: GuestFault) -> GuestFault:

@@ -6,13 +6,17 @@ addressing. Knows no instruction.
 
 from __future__ import annotations
 
-from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction
+from bt.decode import Instruction
 from vmm.cpu_state import Cpu
+from vmm.faults import GuestFault
 from vmm.mmu.linear import LinearMemory
+from vmm.stack import Stack
 from vmm.vcpu import Vcpu
+from vmm.x86.bits import Cr0, Vector
 from vmm.x86.descriptors import Segment
 
 _OVERRIDES = {0x26: Cpu.ES, 0x2E: Cpu.CS, 0x36: Cpu.SS, 0x3E: Cpu.DS, 0x64: Cpu.FS, 0x65: Cpu.GS}
+_CS_OVERRIDE = 0x2E
 _BASES_16 = ((3, 6), (3, 7), (5, 6), (5, 7), (6,), (7,), (5,), (3,))
 _ESP, _EBP = 4, 5
 
@@ -25,7 +29,7 @@ class Operands:
 
     def size(self, instruction: Instruction) -> int:
         """The operand size that prefixes and code segment give: 2 or 4 bytes."""
-        return 2 if bool(instruction.prefixes & OPERAND_SIZE) == self.vcpu.cs.wide else 4
+        return instruction.operand_size
 
     def base(self, register: int) -> int:
         """Linear base of a segment register (by its index in the state)."""
@@ -43,8 +47,7 @@ class Operands:
         """Linear address of the memory operand."""
         raw, at = instruction.raw, instruction.at
         mod, rm = raw[at] >> 6, raw[at] & 7
-        narrow = bool(instruction.prefixes & ADDRESS_SIZE) == self.vcpu.cs.wide
-        offset, segment = self._offset_16(raw, at, mod, rm) if narrow else self._offset_32(raw, at, mod, rm)
+        offset, segment = self._offset_16(raw, at, mod, rm) if instruction.address_size == 2 else self._offset_32(raw, at, mod, rm)
         return self.overridden(instruction, segment) + offset & 0xFFFFFFFF
 
     def _offset_32(self, raw: bytes, at: int, mod: int, rm: int) -> tuple[int, int]:
@@ -81,7 +84,13 @@ class Operands:
         if instruction.modrm >= 0xC0:
             self.write_register(instruction.modrm & 7, size, value)
         else:
-            self.linear.write_int(self.address(instruction), size, value, self.vcpu.cpl == 3)
+            self.linear.write_int(self.written_address(instruction), size, value, self.vcpu.cpl == 3)
+
+    def written_address(self, instruction: Instruction) -> int:
+        """Linear address of a memory operand that is to be written: code segments cannot be (SDM 3A 3.4.5.1)."""
+        if instruction.segment == _CS_OVERRIDE and self.vcpu.cr0 & Cr0.PE:
+            raise GuestFault(Vector.GP, 0)
+        return self.address(instruction)
 
     def write_register(self, number: int, size: int, value: int) -> None:
         """Writes a general register's low `size` bytes."""
@@ -89,24 +98,23 @@ class Operands:
         mask = (1 << 8 * size) - 1
         vcpu.set_register(number, vcpu.register(number) & ~mask | value & mask)
 
+    def stack(self) -> Stack:
+        """The current stack."""
+        vcpu = self.vcpu
+        return Stack(self.linear, vcpu.ss, vcpu.esp, vcpu.cpl == 3)
+
     def push(self, *values: int, size: int = 4) -> None:
         """Pushes values on the current stack, the first one first; nothing changes when any would fault."""
-        vcpu = self.vcpu
-        mask = 0xFFFFFFFF if vcpu.ss.wide else 0xFFFF
-        esp = vcpu.esp - size * len(values) & mask
-        image = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(values))
-        self.linear.write(vcpu.ss.base + esp & 0xFFFFFFFF, image, vcpu.cpl == 3)
-        vcpu.esp = vcpu.esp & ~mask | esp
+        stack = self.stack()
+        stack.push(*values, size=size)
+        self.vcpu.esp = stack.esp
 
     def peek(self, count: int, size: int = 4) -> list[int]:
         """The `count` topmost values of the stack, which stay there."""
-        vcpu = self.vcpu
-        mask = 0xFFFFFFFF if vcpu.ss.wide else 0xFFFF
-        image = self.linear.read(vcpu.ss.base + (vcpu.esp & mask) & 0xFFFFFFFF, size * count, vcpu.cpl == 3)
-        return [int.from_bytes(image[n : n + size], "little") for n in range(0, len(image), size)]
+        return self.stack().peek(count, size)
 
-    def drop(self, size: int, stack: Segment | None = None) -> None:
-        """Moves the stack pointer over `size` bytes of the current stack, or of `stack`."""
-        vcpu = self.vcpu
-        mask = 0xFFFFFFFF if (stack or vcpu.ss).wide else 0xFFFF
-        vcpu.esp = vcpu.esp & ~mask | vcpu.esp + size & mask
+    def drop(self, size: int, segment: Segment | None = None) -> None:
+        """Moves the stack pointer over `size` bytes of the current stack, or of one in `segment`."""
+        stack = self.stack() if segment is None else Stack(self.linear, segment, self.vcpu.esp, False)
+        stack.drop(size)
+        self.vcpu.esp = stack.esp

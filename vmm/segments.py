@@ -9,9 +9,10 @@ from __future__ import annotations
 from vmm.cpu_state import Cpu
 from vmm.faults import GuestFault
 from vmm.mmu.linear import LinearMemory
+from vmm.stack import Stack
 from vmm.vcpu import Vcpu
 from vmm.x86.bits import Vector
-from vmm.x86.descriptors import ACCESSED, CODE, CONFORMING, PRESENT, SEGMENT, WRITABLE, Segment, dpl, segment
+from vmm.x86.descriptors import ACCESSED, CODE, CONFORMING, PRESENT, SEGMENT, WRITABLE, Segment, dpl, own_dpl, segment, system_type
 
 DATA_REGISTERS = (Cpu.ES, Cpu.DS, Cpu.FS, Cpu.GS)
 
@@ -71,6 +72,17 @@ class Segments:
             raise GuestFault(Vector.NP, error)
         return segment(selector, self.mark_accessed(descriptor, address))
 
+    def inner_stack(self, level: int, ext: int = 0) -> Stack:
+        """The stack of a privilege level, out of the TSS (SDM 3A 7.2.1 "Task-State Segment (TSS)")."""
+        tr = self.vcpu.tr
+        wide = system_type(tr.attributes) & 8
+        offset = 4 + 8 * level if wide else 2 + 4 * level
+        if offset + (7 if wide else 3) > tr.limit:
+            raise GuestFault(Vector.TS, tr.selector & 0xFFFC | ext)
+        esp = self.linear.read_int(tr.base + offset & 0xFFFFFFFF, 4 if wide else 2)
+        selector = self.linear.read_int(tr.base + offset + (4 if wide else 2) & 0xFFFFFFFF, 2)
+        return Stack(self.linear, self.stack(selector, level, Vector.TS, ext), esp, user=False)
+
     def code(self, selector: int, *, returning: bool = False) -> Segment:
         """The code segment for a far jump or call (no gates), or, `returning`, for a far return or iret. Keeps or raises the CPL."""
         cpl = self.vcpu.cpl
@@ -92,12 +104,26 @@ class Segments:
         level = rpl if returning else cpl
         return segment(selector & 0xFFFC | level, self.mark_accessed(descriptor, address))
 
+    def behind_gate(self, selector: int, *, jump: bool = False) -> Segment:
+        """The code segment that a call gate names, at the level at which it is entered: an inner one by a call only."""
+        cpl = self.vcpu.cpl
+        error = selector & 0xFFFC
+        if not error:
+            raise GuestFault(Vector.GP, 0)
+        descriptor, address = self.descriptor(selector)
+        high = descriptor >> 32
+        if not high & SEGMENT or not high & CODE or dpl(high) > cpl or jump and not high & CONFORMING and dpl(high) != cpl:
+            raise GuestFault(Vector.GP, error)
+        if not high & PRESENT:
+            raise GuestFault(Vector.NP, error)
+        return segment(error | (cpl if high & CONFORMING else dpl(high)), self.mark_accessed(descriptor, address))
+
     def drop_privileged_data(self, cpl: int) -> None:
         """On a return outwards: data segment registers that `cpl` may not use become null (SDM 2 "RET")."""
         state = self.vcpu.state
         for register in DATA_REGISTERS:
             high = state[register + Cpu.ATTRIBUTES]
-            if not state[register] & 0xFFFC or dpl(high) >= cpl or high & CODE and high & CONFORMING:
+            if not state[register] & 0xFFFC or own_dpl(high) >= cpl or high & CODE and high & CONFORMING:
                 continue
             for word in range(6):
                 state[register + word] = 0

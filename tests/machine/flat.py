@@ -34,14 +34,16 @@ def flat_vm(
     translate_user: bool = False,
     memory_mib: int = MEMORY_MIB,
     options: Options | None = None,
+    timeless: bool = False,
 ) -> whole.Vm:
     """A VM about to run the part at ENTRY, the others in its memory: paging off, flat segments, IF=0, no IDT.
 
-    options: the back-end, where it is not bt with `ring`, `stubs_in_cache` and `translate_user`.
+    options: the back-end, where it is not bt with `ring`, `stubs_in_cache` and `translate_user`. timeless: virtual time stands still,
+    so that no device interrupts.
     """
     made = image(parts)
     how = options or BtOptions(ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user)
-    vm = whole.Vm(whole.machine_for(memory_mib, how), memory_mib=memory_mib, options=how)
+    vm = whole.Vm(whole.machine_for(memory_mib, how), memory_mib=memory_mib, options=how, time_source=(lambda: 0) if timeless else None)
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(made[ENTRY])
         file.flush()

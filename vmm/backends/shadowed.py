@@ -19,7 +19,7 @@ from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.walk import GuestPaging
 from vmm.vcpu import DeprivilegedVcpu
 from vmm.x86.bits import Cr0, Flag
-from vmm.x86.descriptors import Segment, segment
+from vmm.x86.descriptors import Segment, deprivileged, segment
 
 if TYPE_CHECKING:
     from vmm.start import Start
@@ -75,7 +75,7 @@ class Shadowed:
         set_cr0(vm, Cr0.PE | Cr0.ET)
         vcpu.cs, vcpu.ss = (self._initial_segment(start, selector) for selector in (start.cs, start.ds))
         for register in (Cpu.ES, Cpu.DS, Cpu.FS, Cpu.GS):
-            machine.set_segment(register, start.ds, 0, 0xFFFFFFFF, 0x00CF9300 | self.ring << 13)
+            machine.set_segment(register, start.ds, 0, 0xFFFFFFFF, deprivileged(0x00CF9300, self.ring))
         values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
         for at, value in zip(GENERAL, values, strict=True):
             machine.state[at] = value

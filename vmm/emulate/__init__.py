@@ -76,6 +76,7 @@ ROUTINES: dict[str, Routine] = {
     "call rel": flow.near_call,
     "jmp rel": flow.near_jump,
     "jmp rel8": flow.near_jump,
+    **dict.fromkeys(("loopne", "loope", "loop", "jecxz"), flow.loop),
     **{f"jcc rel {n:X}": flow.conditional_jump for n in range(16)},
     **{f"jcc rel8 {n:X}": flow.conditional_jump for n in range(16)},
 }

@@ -1,10 +1,10 @@
-"""IN, OUT, INS and OUTS, where they are not left to the CPU: in translated user code."""
+"""IN, OUT, INS and OUTS, where they are not left to the CPU: in translated code outside of privilege level 0."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt.decode import ADDRESS_SIZE, REPEAT, Instruction
+from bt.decode import REPEAT, Instruction
 from vmm.cpu_state import Cpu
 from vmm.emulate.routine import JUMPED, Result
 from vmm.faults import GuestFault
@@ -48,7 +48,7 @@ def string(vm: Vm, instruction: Instruction) -> Result:
     into_memory = instruction.opcode < 0x6E
     index = _EDI if into_memory else _ESI
     base = vm.operands.base(Cpu.ES) if into_memory else vm.operands.overridden(instruction, Cpu.DS)
-    mask = 0xFFFF if bool(instruction.prefixes & ADDRESS_SIZE) == vcpu.cs.wide else 0xFFFFFFFF
+    mask = 0xFFFF if instruction.address_size == 2 else 0xFFFFFFFF
     step = -size if vcpu.flags() & Flag.DF else size
     repeated = bool(instruction.prefixes & REPEAT)
     for _ in range(_AT_ONCE):

@@ -9,6 +9,7 @@ from vmm.cpu_state import Cpu
 from vmm.emulate.routine import Result
 from vmm.faults import GuestFault
 from vmm.x86.bits import Vector
+from vmm.x86.descriptors import deprivileged
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -32,7 +33,8 @@ def _load(vm: Vm, number: int, selector: int) -> None:
         vm.vcpu.inhibited = True
         return
     held, machine = vm.segments.data(selector), vm.machine
-    machine.set_segment(Cpu.ES + _WORDS * number, selector, held.base, held.limit, held.attributes)
+    attributes = deprivileged(held.attributes, vm.backend.ring) if selector & 0xFFFC else 0
+    machine.set_segment(Cpu.ES + _WORDS * number, selector, held.base, held.limit, attributes)
     machine.set_mode(vm.vcpu.state[Cpu.HFLAGS] & 3)
     if not vm.vcpu.cpl:
         vm.descriptors.loaded(selector)

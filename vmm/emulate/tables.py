@@ -26,7 +26,7 @@ def _load_table(vm: Vm, instruction: Instruction) -> tuple[int, int]:
     privileged(vm)
     address = vm.operands.address(instruction)
     limit, base = vm.linear.read_int(address, 2), vm.linear.read_int(address + 2, 4)
-    return base & 0xFFFFFF if vm.operands.size(instruction) == 2 else base, limit
+    return base & 0xFFFFFF if instruction.operand_size == 2 else base, limit
 
 
 def lgdt(vm: Vm, instruction: Instruction) -> Result:
@@ -44,9 +44,9 @@ def store_table(vm: Vm, instruction: Instruction) -> Result:
     """SGDT, SIDT."""
     vcpu = vm.vcpu
     base, limit = (vcpu.idt_base, vcpu.idt_limit) if instruction.modrm >> 3 & 1 else (vcpu.gdt_base, vcpu.gdt_limit)
-    if vm.operands.size(instruction) == 2:
+    if instruction.operand_size == 2:
         base &= 0xFFFFFF
-    vm.linear.write(vm.operands.address(instruction), limit.to_bytes(2, "little") + base.to_bytes(4, "little"), vcpu.cpl == 3)
+    vm.linear.write(vm.operands.written_address(instruction), limit.to_bytes(2, "little") + base.to_bytes(4, "little"), vcpu.cpl == 3)
     return None
 
 

@@ -18,7 +18,7 @@ from vmm.mmu.host import GDT, LDT, USER_GDT, USER_LDT, HostSpace
 from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.walk import GuestPaging
 from vmm.vcpu import Vcpu
-from vmm.x86.descriptors import ACCESSED, PRESENT, SEGMENT, dpl
+from vmm.x86.descriptors import ACCESSED, PRESENT, SEGMENT, deprivileged
 
 _ENTRIES = 8192
 _EMPTY = memoryview(bytes(_ENTRIES * 8)).cast("Q")
@@ -112,8 +112,7 @@ class ShadowDescriptors:
             low, high = self.memory.read32(gpa), self.memory.read32(gpa + 4)
         if not high & SEGMENT:
             return False
-        level = dpl(high) if user and self.ring == 3 else max(dpl(high), self.ring)
-        shadow = low | (high & ~0x6000 | level << 13 | ACCESSED) << 32
+        shadow = low | deprivileged(high, 0 if user and self.ring == 3 else self.ring) << 32
         if self.quads[index] == shadow:
             return False
         if high & PRESENT:

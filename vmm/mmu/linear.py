@@ -39,6 +39,11 @@ class LinearMemory:
         self.memory.write(gpa, data[:room])
         self.memory.write(behind, data[room:])
 
+    def check_writable(self, gva: int, size: int, user: bool = False) -> None:
+        """Raises the fault that a write of `size` bytes at `gva` would."""
+        for page in range(gva & ~0xFFF, gva + size, 0x1000):
+            self.paging.walk(max(page, gva) & 0xFFFFFFFF, True, user)
+
     def read_int(self, gva: int, size: int, user: bool = False) -> int:
         """An unsigned little-endian number of `size` bytes."""
         return int.from_bytes(self.read(gva, size, user), "little")

@@ -77,8 +77,8 @@ class ShadowMmu:
             self.quads[(top << 9) + 1] = self.host.top_entry
             for n, hfn in enumerate(directories):
                 self.quads[(pointers << 9) + n] = hfn << 12 | TABLE_ENTRY
-            # An access over the end of the 4 GiB goes on behind them on a long-mode CPU: there a 32-bit guest finds its first pages again.
-            self.quads[(pointers << 9) + 4] = directories[0] << 12 | TABLE_ENTRY
+                # Behind the end of the 4 GiB a long-mode CPU goes on: there a 32-bit guest finds its pages again.
+                self.quads[(pointers << 9) + 4 + n] = hfn << 12 | TABLE_ENTRY
             for window, of_user in zip(self.windows, (False, True), strict=True):
                 if self._has_window(root, of_user):
                     for region, entry in window.items():

@@ -13,6 +13,7 @@ GRANULAR = 1 << 23
 FLAT_CODE, FLAT_DATA = 0x00CF9B00, 0x00CF9300  # accessed, 32-bit, of all 4 GiB, for ring 0
 
 LDT_TYPE, TSS_AVAILABLE, TSS_BUSY, CALL_GATE, TASK_GATE, INTERRUPT_GATE, TRAP_GATE = 2, 9, 11, 12, 5, 14, 15
+TSS_AVAILABLE_16, TSS_BUSY_16, CALL_GATE_16 = 1, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,20 @@ def dpl(high: int) -> int:
 def with_dpl(high: int, level: int) -> int:
     """A second descriptor word with another privilege level."""
     return high & ~0x6000 | level << 13
+def deprivileged(high: int, level: int) -> int:
+    """The second word of a segment descriptor as code at `level` or outside of it may load it, accessed.
+
+    How much of its privilege it has lost stands in the two bits that protected mode leaves to software and to 64-bit code, so
+    that a loaded segment's own level can be told (`own_dpl`), whatever stands in memory by then. A level that it has already
+    leaves them clear: a set second bit would make 64-bit code.
+    """
+    shown = max(dpl(high), level)
+    return high & ~0x306000 | shown << 13 | shown - dpl(high) << 20 | ACCESSED
+
+
+def own_dpl(high: int) -> int:
+    """The guest's privilege level of what `deprivileged` made."""
+    return dpl(high) - (high >> 20 & 3)
 
 
 def system_type(high: int) -> int:

@@ -18,6 +18,7 @@ from vmm.x86.bits import Fault, Vector
 if TYPE_CHECKING:
     from vmm.backends.bt.engine import BinaryTranslation
 
+_TRANSFERS = ("call far", "call far m", "jmp far", "jmp far m", "ret far", "ret far n", "iret")  # gates are not shown to this CPU
 _SAVED_STATE = 4 * 1400  # bytes of the CPU's state that an aborted IN or OUT may have changed
 
 
@@ -59,6 +60,8 @@ class DirectExits:
             self.engine.stepped()
         else:
             stats.architectural[f"exception {vector}"] += 1
+            if vector == Vector.GP and self.emulate(*_TRANSFERS):
+                return
             self.engine.exit(Raised(vector, error))
 
     def _byte(self, eip: int) -> int | None:

@@ -21,11 +21,11 @@ from vmm.backends.bt.options import BtOptions
 from vmm.backends.bt.translated_exits import TranslatedExits
 from vmm.backends.shadowed import Shadowed
 from vmm.cpu_state import Cpu
-from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Stop, Wait
-from vmm.faults import GuestPageFault
+from vmm.exits import Exit, External, PageFault, Raised, Resume, Stop, Wait
+from vmm.faults import GuestFault, GuestPageFault
 from vmm.memory import CODE, DESCRIPTORS
 from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
-from vmm.x86.descriptors import Segment
+from vmm.x86.descriptors import WIDE, Segment
 
 if TYPE_CHECKING:
     from vmm.start import Start
@@ -57,7 +57,7 @@ class BinaryTranslation:
         self.rolling = False  # single-stepping out of a stub, to deliver an interrupt behind it
         self.after_step: Callable[[bool], None] | None = None
         self._stepping_directly = False  # the physical TF is not the guest's, while user code is stepped
-        self._loaded: tuple[GuestCode, Segment] | None = None  # whose translations the CPU is set up for, with which SS
+        self._loaded: tuple[GuestCode, Segment, Mode] | None = None  # whose translations the CPU is set up for, with which SS, in which mode
         self._physical_control = (0, 0)
         self.kernel, self.user, self.direct = TranslatedExits(self, self.code), TranslatedExits(self, self.user_code), DirectExits(self)
 
@@ -125,7 +125,7 @@ class BinaryTranslation:
         vcpu = self.vm.vcpu
         code = self.user_code if vcpu.cpl == 3 else self.code
         raw = code.fetch(vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, LONGEST)
-        size, reads, writes = memory_access(raw)
+        size, reads, writes = memory_access(raw, vcpu.cs.wide)
         return size, reads, writes or write
 
     def instruction(self) -> Instruction | None:
@@ -174,9 +174,14 @@ class BinaryTranslation:
             self.rolling = True
             self.machine.set_trap_flag(True)
 
+    def cache_address(self) -> int:
+        """In translated code: the linear address that the CPU is at."""
+        address: int = self.state[Cpu.EIP] + self.state[Cpu.CS + Cpu.BASE] & 0xFFFFFFFF
+        return address
+
     def _deliver_here(self, code: GuestCode) -> bool:
         """In translated code: delivers what is pending if EIP is a clean instruction boundary, or behind the next one if it is shadowed."""
-        address = self.state[Cpu.EIP]
+        address = self.cache_address()
         translation = code.cache.translation_at(address)
         if translation is None or translation.single:
             return False
@@ -185,7 +190,7 @@ class BinaryTranslation:
             return False
         self.vm.vcpu.inhibited = recovery == SHADOWED
         self.vm.vcpu.eip = guest
-        self.vm.vcpu.cpl = 3 if code.user else 0
+        self.vm.vcpu.cpl = translation.mode.cpl
         self.resume()
         return True
 
@@ -208,9 +213,9 @@ class BinaryTranslation:
         if code is None:
             self.capture_user()
         else:
-            translation = code.cache.translation_at(self.state[Cpu.EIP])
+            translation = code.cache.translation_at(self.cache_address())
             if translation is not None:
-                vcpu.eip, vcpu.cpl = translation.locate(self.state[Cpu.EIP])[0], 3 if code.user else 0
+                vcpu.eip, vcpu.cpl = translation.locate(self.cache_address())[0], translation.mode.cpl
 
     def resume(self) -> None:
         """Enters the guest at the vCPU's EIP, delivering what may be delivered first."""
@@ -227,10 +232,6 @@ class BinaryTranslation:
                         return
                     continue
             vcpu.inhibited = False
-            if vcpu.cpl in (1, 2):
-                self.exact = True
-                vm.stop(Stop(End.UNSUPPORTED, f"the guest goes to privilege level {vcpu.cpl}: only levels 0 and 3 are supported"))
-                return
             try:
                 code = self.user_code if vcpu.cpl == 3 else self.code
                 if code.user and not self._user_must_be_translated():
@@ -240,9 +241,9 @@ class BinaryTranslation:
                         self.after_step = self._trap_after
                     self._enter_translated(code, vcpu.eip)
                 return
-            except GuestPageFault as fault:
+            except GuestFault as fault:
                 self._abandon_step()
-                if not self.handled(PageFault(fault.gva, fault.code)):
+                if not self.handled(PageFault(fault.gva, fault.code) if isinstance(fault, GuestPageFault) else Raised(fault.vector, fault.error)):
                     return
             except CacheFull:
                 code.flush()
@@ -256,6 +257,8 @@ class BinaryTranslation:
         if code.user:
             self._prepare_user()
         mode = self.mode(code)
+        if mode.careful and eip > self.vm.vcpu.cs.limit:
+            raise GuestFault(Vector.GP, 0)
         if self.after_step is not None:
             address = code.single(eip, mode)
         else:
@@ -266,15 +269,16 @@ class BinaryTranslation:
             self.exact = True
             return
         state, ss, ring = self.state, self.vm.vcpu.ss, 3 if code.user else self.ring
-        if self._loaded != (code, ss) or state[Cpu.CS] != _CACHE_SELECTOR | ring:
+        if self._loaded != (code, ss, mode) or state[Cpu.CS] != _CACHE_SELECTOR | ring:
             machine = self.machine
-            machine.set_segment(Cpu.CS, _CACHE_SELECTOR | ring, 0, 0xFFFFFFFF, _FLAT_CODE | ring << 13)
+            kind = _FLAT_CODE if mode.wide else _FLAT_CODE & ~WIDE
+            machine.set_segment(Cpu.CS, _CACHE_SELECTOR | ring, mode.code_base, 0xFFFFFFFF, kind | ring << 13)
             machine.set_segment(Cpu.SS, ss.selector & ~3 | ring, ss.base, ss.limit, ss.attributes & ~0x6000 | ring << 13)
             machine.set_mode(ring)
             machine.set_trap_flag(False)
-            self._loaded, self.user_translated = (code, ss), code.user
+            self._loaded, self.user_translated, self.rolling = (code, ss, mode), code.user, False
             self._switch(code.user)
-        state[Cpu.EIP] = address
+        state[Cpu.EIP] = address - mode.code_base & 0xFFFFFFFF
 
     def _prepare_user(self) -> None:
         """User code will run translated: its window is placed, its translations hold, and its copies of the VMM's words are right."""
@@ -292,7 +296,7 @@ class BinaryTranslation:
         machine.set_mode(3)
         self._stepping_directly = self.after_step is not None
         machine.set_trap_flag(vcpu.trap_flag or self._stepping_directly)
-        self._loaded, self.user_translated = None, False
+        self._loaded, self.user_translated, self.rolling = None, False, False
         self._switch(user=True)
         self.state[Cpu.EIP] = vcpu.eip
 
@@ -305,14 +309,17 @@ class BinaryTranslation:
 
     def mode(self, code: GuestCode) -> Mode:
         vcpu = self.vm.vcpu
-        return code.cache.mode(vcpu.cs.base, vcpu.ss.base, vcpu.ss.wide and not vcpu.iopl and not vcpu.trap_flag)
+        cs, ss = vcpu.cs, vcpu.ss
+        if vcpu.cpl in (1, 2) or not cs.attributes & ss.attributes & WIDE:
+            return code.cache.careful_mode(cs.base, cs.wide, vcpu.cpl)
+        return code.cache.mode(cs.base, ss.base, not vcpu.iopl and not vcpu.trap_flag)
 
     def capture(self) -> None:
         """At the present instruction, however it is run: makes the vCPU exact, with the state before it."""
         if self._running() is None:
             self.capture_user()
         else:
-            self.recover(self.state[Cpu.EIP])
+            self.recover(self.cache_address())
 
     def capture_user(self) -> None:
         """Out of direct execution in user mode: the vCPU's EIP, CPL, CS, SS and TF are the physical ones."""
@@ -341,7 +348,7 @@ class BinaryTranslation:
             self.state[2 * register] = self.state[2 * register] - mode.cs_base + mode.ss_base & 0xFFFFFFFF
         elif recovery & RETURNING:
             self.words[Word.FLAGS >> 2] = self.words[Word.FLAGS >> 2] & ~0xFF00 | self.words[Word.FLAGS_BEFORE >> 2] & 0xFF00
-        self.vm.vcpu.eip, self.vm.vcpu.cpl = guest, 3 if code.user else 0
+        self.vm.vcpu.eip, self.vm.vcpu.cpl = guest, translation.mode.cpl
         return translation
 
     def handled(self, exit_: Exit) -> bool:
@@ -435,8 +442,10 @@ class BinaryTranslation:
         address = state[Cpu.EIP]
         in_kernel = self.in_kernel if self.ring == 3 else state[Cpu.HFLAGS] & 3 == 1
         if in_kernel:
+            address = address + state[Cpu.CS + Cpu.BASE] & 0xFFFFFFFF
             self._audit(address, self.code)
         elif self.user_translated:
+            address = address + state[Cpu.CS + Cpu.BASE] & 0xFFFFFFFF
             self._audit(address, self.user_code)
         if vector == 14 and not software and (in_kernel or self.direct.port_fault is None):
             error = state[machine.error_code]
@@ -461,8 +470,11 @@ class BinaryTranslation:
         self.machine.clear_event()
         self.stats.architectural["exception 6"] += 1
         code = self._running()
+        if self.direct.port_fault is not None:  # the instruction behind the IN or OUT that is being aborted
+            self.direct.end_port_access()
+            return
         if code is not None:
-            self._audit(self.state[Cpu.EIP], code)
+            self._audit(self.cache_address(), code)
         self.capture()
         if code is None and self.direct.emulate("icebp", "rdpmc"):
             return

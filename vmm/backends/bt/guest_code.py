@@ -115,12 +115,12 @@ class GuestCode:
             return revived
         start = eip - (linear & 0xFFF)
         code = vm.memory.read(gfn << 12, 4096)
-        block = discover(code, start, 4096, eip, user=self.user)
+        block = discover(code, start, 4096, eip, mode=mode)
         source: Source = []
         if not block.instructions and not block.undecodable:
             behind = (page + 1 & 0xFFFFF) << 12
             next_gfn = self._page(behind)
-            block = discover(code + vm.memory.read(next_gfn << 12, LONGEST), start, 4096, eip, 1, self.user)
+            block = discover(code + vm.memory.read(next_gfn << 12, LONGEST), start, 4096, eip, 1, mode)
             if next_gfn < vm.memory.count:
                 self._enter_page(behind >> 12, next_gfn)
                 source.append((next_gfn, 0, vm.memory.read(next_gfn << 12, LONGEST)))
@@ -165,7 +165,7 @@ class GuestCode:
     def single(self, eip: int, mode: Mode) -> int:
         """A translation of the one instruction at `eip`, which does not protect its page."""
         raw = self.fetch(mode.cs_base + eip & 0xFFFFFFFF, LONGEST)
-        block = discover(raw, eip, 1, eip, 1, self.user)
+        block = discover(raw, eip, 1, eip, 1, mode)
         if not block.instructions and not block.undecodable:
             block.undecodable.append(eip)
         return self.cache.single(block, mode)

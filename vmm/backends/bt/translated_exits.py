@@ -51,7 +51,7 @@ class TranslatedExits:
                 return
             stats.architectural[f"exception {vector}"] += 1
             engine.recover(address)
-            if vector == Vector.GP and not error and self.vm.vcpu.cr4 & Cr4.TSD and not self.code.user and self._time_stamp():
+            if vector == Vector.GP and not error and self.vm.vcpu.cr4 & Cr4.TSD and not self.vm.vcpu.cpl and self._time_stamp():
                 return
             engine.exit(Raised(vector, error))
 
@@ -83,8 +83,8 @@ class TranslatedExits:
                 instruction, row = site.instruction, site.row
                 assert instruction is not None and row is not None
                 stats.architectural["system call" if self.code.user and row.name in _SYSTEM_CALLS else "callout"] += 1
-                vcpu.eip, vcpu.cpl = site.address, self.cpl
                 flushes, cs, ss, mode = self.cache.flushes, vcpu.cs, vcpu.ss, site.translation.mode
+                vcpu.eip, vcpu.cpl = site.address, mode.cpl
                 if self.engine.after_step is not None and site.translation.single:
                     self._step_callout(Sensitive(instruction, row))
                     return
@@ -125,11 +125,15 @@ class TranslatedExits:
                 self.engine.resume()
                 self._link_return(target, mode)
             case SiteKind.STEPPED:
-                vcpu.eip, vcpu.cpl = site.target, self.cpl
+                vcpu.eip, vcpu.cpl = site.target, site.translation.mode.cpl
                 self.engine.stepped()
+            case SiteKind.PROTECTED:
+                vcpu.eip, vcpu.cpl = site.address, site.translation.mode.cpl
+                stats.architectural["exception 13"] += 1
+                self.engine.exit(Raised(Vector.GP, 0))
             case SiteKind.UNDEFINED:
                 stats.architectural["exception 6"] += 1
-                vcpu.eip, vcpu.cpl = site.address, self.cpl
+                vcpu.eip, vcpu.cpl = site.address, site.translation.mode.cpl
                 self.engine.exit(Raised(Vector.UD))
 
     def _step_callout(self, exit_: Exit) -> None:
