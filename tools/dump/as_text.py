@@ -20,8 +20,7 @@ _STYLES: Final = {
     "heading": "bold",
     "words": "italic",
 }
-_GUEST: Final = "{:<8}  {:<22} {:<34}"
-_CODE: Final = "{:<8}  {:<30} {:<46}"
+_GUEST, _CODE = 67, 87  # columns of a guest instruction, and of one of translated code
 
 _COUNTS: Final = 28  # columns of a count and exits
 
@@ -112,8 +111,8 @@ def _width(hot: bool) -> int:
 
 
 def _line(line: Line) -> Iterator[Segments]:
-    guest = _GUEST.format(f"{line.address:08x}", line.raw.hex(" "), line.text)
-    left = f"{guest} {line.kind:<14} "
+    guest = f"{line.address:08x}  {line.raw.hex(' '):<22} {line.text}"
+    left = f"{guest:<{_GUEST}} {line.kind:<14} "
     counts = "" if line.count is None else f"{line.count:>12,} {_exits(line.exits):>13}  "
     first, *others = line.code or (None,)
     code: Segments = [] if first is None else [(f"{first.address:08x}  =", line.kind)] if is_copy(line) else _code(first, line.kind)
@@ -126,7 +125,8 @@ def _line(line: Line) -> Iterator[Segments]:
 
 def _code(code: Code, style: str) -> Segments:
     notes = "; ".join(note for note in (code.words, code.recovery) if note)
-    return [(_CODE.format(f"{code.address:08x}", code.raw.hex(" "), code.text), style), (notes, "words")]
+    text = f"{code.address:08x}  {code.raw.hex(' '):<30} {code.text}"
+    return [(f"{text:<{_CODE}} ", style), (notes, "words")]
 
 
 def is_copy(line: Line) -> bool:

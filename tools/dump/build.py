@@ -15,7 +15,7 @@ from bt.decode import Instruction
 from bt.emit import COUNTER_BYTES
 from bt.explain import Explainer
 from bt.listing import Piece, named, pieces, recovery_words
-from bt.sensitive import Row
+from bt.sensitive import Row, row_of
 from bt.window import SLOTS
 from tools.dump.heat import Counts, Heat
 from tools.dump.model import Block, Code, Line, Link, Totals
@@ -166,7 +166,7 @@ class Builder:
             for single in self._singles.pop((id(cache), translation.mode.index, address), ()):
                 exits.update(_site_exits(single))
                 executed[address] += self._counts[id(single)].executed.get(address, 0) if counts else 0
-            row = rows.get(address)
+            row = row_of(instruction.opcode, instruction.modrm) if instruction else None
             lines.append(
                 Line(
                     address=address,

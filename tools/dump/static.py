@@ -6,6 +6,7 @@ registers or memory is found only where a symbol leads to it.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,7 @@ from tools.guest import choose
 from tools.session import Request
 from vmm.boot import load
 from vmm.boot.symbols import Symbols
+from vmm.errors import InputError
 from vmm.machine import MIB
 
 _BASE: Final = 0xE8000000  # where the window lies in most runs
@@ -39,14 +41,17 @@ class _Ram:
     """Guest memory for a loader."""
 
     def __init__(self, size: int) -> None:
-        self._bytes = bytearray(size)
+        try:
+            self._bytes = mmap.mmap(-1, size)
+        except OSError as error:
+            raise InputError(f"-m {size // MIB}: the host cannot give so much memory: {(error.strerror or str(error)).lower()}") from None
 
     @property
     def size(self) -> int:
         return len(self._bytes)
 
     def read(self, gpa: int, size: int) -> bytes:
-        return bytes(self._bytes[gpa : gpa + size])
+        return self._bytes[gpa : gpa + size]
 
     def write(self, gpa: int, data: bytes) -> None:
         self._bytes[gpa : gpa + len(data)] = data
