@@ -44,6 +44,7 @@ def run(
     module: Annotated[list[str] | None, typer.Option(metavar='"FILE ARGS"', help="A boot module; repeatable.")] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDR", help="Load a flat binary there and start it there.")] = None,
     disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw disk image, up to four times.")] = None,
+    icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions: every run is the same.")] = False,
     timeout: Annotated[str | None, typer.Option(metavar="S", help="End the run after so many seconds, with status 124.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the same as JSON (docs/JSON.md).")] = None,
@@ -76,6 +77,7 @@ def run(
         ),
         timeout=None if timeout is None else options.seconds(timeout),
         reboot=not no_reboot,
+        icount=icount,
     )
     wishes = Wishes(
         statistics=stats,

@@ -40,6 +40,7 @@ class Request:
     options: Options = BtOptions()
     timeout: float | None = None
     reboot: bool = True
+    icount: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def _boot(request: Request, path: str, memory_mib: int, append: str, disks: list
         machine = machine_for(memory_mib, request.options)
     except OSError as error:
         raise InputError(f"-m {memory_mib}: the host cannot give so much memory: {(error.strerror or str(error)).lower()}") from None
-    vm = Vm(machine, memory_mib=memory_mib, options=request.options, disks=disks, console=console)
+    vm = Vm(machine, memory_mib=memory_mib, options=request.options, disks=disks, console=console, icount=request.icount)
     vm.load(path, append=append, modules=request.modules, initrd=request.initrd, address=request.address)
     return vm
 

@@ -115,6 +115,17 @@ def find_interrupt_request(state: int, pending: int = 0) -> tuple[list[ctypes.c_
     return requests, ctypes.c_uint16.from_address(_quad(image, pointer + 8) + 2)
 
 
+def find_instruction_counter(engine: int, begun: int, limit: int) -> tuple[ctypes.c_uint64, ctypes.c_uint64]:
+    """The engine's words with the number of instructions begun in the present run and with that after which it ends, found by their values.
+
+    Raises LayoutError unless exactly one place looks so.
+    """
+    places = _occurrences(ctypes.string_at(engine, 6000), struct.pack("<2Q", begun, limit))
+    if len(places) != 1:
+        raise LayoutError(f"the engine's count of instructions: {len(places)} candidates")
+    return ctypes.c_uint64.from_address(engine + places[0]), ctypes.c_uint64.from_address(engine + places[0] + 8)
+
+
 def _quad(image: bytes, at: int) -> int:
     value: int = struct.unpack_from("<Q", image, at)[0]
     return value

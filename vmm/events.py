@@ -31,7 +31,7 @@ class Delivery(Protocol):
         ...
 
     def interrupt(self, vector: int, back_to: int, *, software: bool) -> None:
-        """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to."""
+        """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to. Raises GuestFault."""
         ...
 
 
@@ -54,13 +54,8 @@ class Events:
                 current = _combined(current, second)
 
     def interrupt(self, vector: int, back_to: int, *, software: bool) -> None:
-        """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to."""
-        try:
-            self._deliver(vector, None, software=software, external=not software, back_to=back_to)
-        except GuestFault as fault:
-            if isinstance(fault, GuestPageFault):
-                self.vcpu.cr2 = fault.gva
-            self.raise_exception(fault.vector, fault.error)
+        """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to. Raises GuestFault."""
+        self._deliver(vector, None, software=software, external=not software, back_to=back_to)
 
     def _deliver(self, vector: int, error: int | None, *, software: bool, external: bool, back_to: int) -> None:
         vcpu = self.vcpu

@@ -29,6 +29,8 @@ PHYSICAL_CR0 = 0x8001_0033  # PG WP NE ET MP PE
 PHYSICAL_CR4 = 1 << 20 | 1 << 9 | 1 << 5  # SMEP OSFXSR PAE
 EFER_HOST = 1 << 11 | 1 << 10 | 1 << 8  # NXE LMA LME
 
+VMM_EXIT = 0x100
+"""An intercept arrives as this vector plus its exit code."""
 BARE_PRIVATE = 64 * 1024
 """Bytes at the end of a bare machine's memory that its CPU cannot address."""
 DEVICES_END = 1 << 40  # of the CPU's physical address space: page-table entries reach no further
@@ -105,6 +107,7 @@ class Machine:
         self.on_cpuid: Callable[[], bool] = lambda: False
         self.on_fast_call: Callable[[], int] = lambda: 0
         self.on_memory: Callable[[int, int, int | None], int] = lambda hpa, size, value: (1 << 8 * size) - 1
+        self.stop_behind: Callable[[], None] | None = None  # what `stop` does instead where an instruction must not be left in its middle
         self.running = False
         self._failure: BaseException | None = None
         self._rflags = ctypes.c_uint64()
@@ -145,10 +148,13 @@ class Machine:
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Runs the CPU from its current state until `stop` or `kick`, or for a while; re-raises what a handler raised (erratum 9)."""
+    def run(self, most: int = 0) -> None:
+        """Runs the CPU from its current state until `stop` or `kick`, or for a while; re-raises what a handler raised (erratum 9).
+
+        most: instructions after which the run ends, not 0 on a machine that counts them.
+        """
         self.running = True
-        count = 0 if self.precise_kicks else _SLICE
+        count = most or (0 if self.precise_kicks else _SLICE)
         error = uclib.uc_emu_start(self._handle, ctypes.c_uint64(self.state[Cpu.EIP]), ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_size_t(count))
         self.running = False
         if self._failure is not None:
@@ -161,7 +167,10 @@ class Machine:
 
     def stop(self) -> None:
         """Ends the run, from inside a handler: before the next instruction."""
-        uclib.uc_emu_stop(self._handle)
+        if self.stop_behind is None:
+            uclib.uc_emu_stop(self._handle)
+        else:
+            self.stop_behind()
 
     def kick(self) -> None:
         """Asks a running CPU, from another thread, to stop at the start of a block. Some kicks are lost (erratum 3): repeat.
@@ -257,7 +266,7 @@ class Machine:
     # -- bare machines -----------------------------------------------------------------------------------------------
 
     def set_intercepts(self, exits: frozenset[int], control_writes: frozenset[int]) -> None:
-        """Which acts of the guest exit with vector 0x100 + exit code: by code, writes of control registers by number.
+        """Which acts of the guest exit with vector VMM_EXIT + exit code: by code, writes of control registers by number.
 
         Writes of debug registers and reads of DR7 do too: breakpoints that this CPU is told of stop the engine.
         """
@@ -272,7 +281,9 @@ class Machine:
         """The CPU's INTR pin. While it is high an exit comes at the first instruction boundary where the CPU takes interrupts."""
         request = self._requests.value
         self._requests.value = request | _INTR_PIN if level else request & ~_INTR_PIN
-        if level and self.running:
+        if level and self.stop_behind is not None:
+            self.stop_behind()
+        elif level and self.running:
             self._leave_chain.value = 0xFFFF
 
     def find_requests(self) -> None:
@@ -297,6 +308,12 @@ class Machine:
         self.state[Cpu.HFLAGS] ^= active  # an intercept of the engine's own write would leave this function by a long jump
         self._uc.msr_write(number, value)
         self.state[Cpu.HFLAGS] |= active
+
+    def count_instructions(self) -> None:
+        """Lets runs end exactly where `run` is told to, and kicks nowhere. Nothing may have run before."""
+        self.precise_kicks = False
+        if self._exit_check_flag is not None:
+            ctypes.c_uint8.from_address(self._exit_check_flag).value = 0
 
     def drop_frame_code(self, hfn: int) -> None:
         """Drops the compiled code of a frame of RAM, wherever the guest has it mapped."""
@@ -347,7 +364,8 @@ class Machine:
         self.set_interrupt_pin(False)
         self.set_flags(2)
         self.memory[0], self.on_interrupt = 0, _unexpected
-        return exits == [0x100 + ExitCode.INTR]
+        self.drop_frame_code(0)
+        return exits == [VMM_EXIT + ExitCode.INTR]
 
     def offer(self, features: Mapping[int, int]) -> None:
         """Takes away the instructions whose bits are not in `features` (by `Feature`): before any code runs, and for good.
@@ -380,14 +398,14 @@ class Machine:
             lambda n, value: self._uc.reg_write(general[n], value),
             lambda n, value: self._uc.reg_write(uc_x86.UC_X86_REG_DR0 + n, value),
         )
-        self._state_address = address
+        self.engine, self._state_address = engine, address
         self._image = (ctypes.c_uint32 * (size // 4)).from_address(address)
         self.state = memoryview(self._image).cast("B").cast("I")
         self.error_code, self.is_int, self.debug, self.old_exception = debug - 4, debug - 3, debug, debug + 24
         place = find_features(address, size)
         self.features = (ctypes.c_uint64 * 8).from_address(place) if place is not None else None
         self.controls = self.old_exception + 2 & ~1  # vm_vmcb, tsc_offset, intercept, intercept_cr_read and _write, ...
-        flag = find_exit_check_flag(engine, size)
+        flag = self._exit_check_flag = find_exit_check_flag(engine, size)
         self.precise_kicks = flag is not None
         if flag is not None:
             ctypes.c_uint8.from_address(flag).value = 1

@@ -36,17 +36,21 @@ if TYPE_CHECKING:
 
 
 class Monitor:
-    """Handles the exits of one VM."""
+    """Handles the exits of one VM. completed: the instruction that the last one was about is done: emulated, and raised nothing."""
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
+        self.completed = False
 
     def handle(self, exit_: Exit) -> Outcome:
         """Handles one exit. Afterwards the vCPU is where it goes on, unless the outcome is a stop."""
         vm = self.vm
+        self.completed = False
         try:
             try:
-                return self._dispatch(exit_)
+                outcome = self._dispatch(exit_)
+                self.completed = isinstance(exit_, Sensitive | SoftwareInterrupt)
+                return outcome
             except GuestFault as fault:
                 self._inject(fault)
                 return RESUME

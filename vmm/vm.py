@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vmm.backends import Options, build, machine
+from vmm.backends import COUNTING, Options, build, machine
 from vmm.backends.bt import BtOptions
 from vmm.board import LOCAL_APIC, build_board
 from vmm.boot import load
@@ -23,6 +23,7 @@ from vmm.devices.disk import Disk
 from vmm.errors import InputError
 from vmm.events import Delivery, Events
 from vmm.exits import End, Stop
+from vmm.icount import DATE, InstructionTime
 from vmm.lapic_page import LapicPage
 from vmm.machine import FRAME, MIB, Machine
 from vmm.memory import GuestMemory
@@ -57,8 +58,9 @@ class Vm:
     """A VM on a machine: `Vm(machine, ...)`, `load(...)`, `run()`.
 
     memory_mib: guest memory in MiB. options: which back-end, and how it works. disks: in the order primary master, primary slave, ...
-    console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None. The parts named below are the
-    back-end's: it puts them under the VM. domain: what a paravirtual guest has in place of a PC.
+    console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None. icount: virtual time is the number of
+    instructions retired instead. The parts named below are the back-end's: it puts them under the VM. domain: what a paravirtual guest has in
+    place of a PC.
     """
 
     memory: GuestMemory
@@ -78,6 +80,7 @@ class Vm:
         disks: Sequence[Disk] = (),
         console: Console | None = None,
         time_source: Callable[[], int] | None = None,
+        icount: bool = False,
     ) -> None:
         if not 1 <= memory_mib <= 3072:
             raise InputError(f"-m {memory_mib}: guest memory must be 1 to 3072 MiB")
@@ -86,8 +89,11 @@ class Vm:
         self.stopped: Stop | None = None
         self.start: Start | None = None
         self.stats = Statistics()
-        self.clock = Clock(time_source)
         self.options: Options = options or BtOptions()
+        if icount and self.options.backend not in COUNTING:
+            raise InputError(f"--icount: --backend {self.options.backend} does not count instructions")
+        self.icount = InstructionTime(lambda: self.backend.retired()) if icount else None
+        self.clock = Clock(self.icount.now if self.icount else time_source)
         self.backend = build(self, self.options)
         self.vcpu.msrs = initial_msrs()
         (self.scratch_frame,) = machine.allocate(1)
@@ -103,6 +109,7 @@ class Vm:
             disks=disks,
             stop=self._device_stop,
             interrupts_changed=self._interrupts_changed,
+            date=DATE if icount else None,
         )
         self.receive: Callable[[bytes], None] = self.board.serial.receive
         self.lapic_page: LapicPage | None = None
@@ -172,8 +179,8 @@ class Vm:
             self.machine.stop()
 
     def _until_next(self, end: float | None) -> float:
-        """Seconds until something is due."""
-        deadline = self.clock.next_deadline()
+        """Seconds until something is due; counted instructions end by themselves when it is."""
+        deadline = None if self.icount else self.clock.next_deadline()
         left = LONGEST if deadline is None else max(0.0, (deadline - self.clock.now()) / SECOND)
         return left if end is None else max(0.0, min(left, end - time.monotonic()))
 
@@ -185,6 +192,10 @@ class Vm:
             return
         if not domain and not self.vcpu.interrupts_on:
             self.stop(Stop(End.DIED, "halted for good: hlt with interrupts disabled"))
+            return
+        deadline = self.clock.next_deadline()
+        if self.icount and deadline is not None:
+            self.icount.skip_to(deadline)
             return
         seconds = self._until_next(end)
         descriptor = self.console.fileno()

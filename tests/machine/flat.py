@@ -35,6 +35,7 @@ def flat_vm(
     memory_mib: int = MEMORY_MIB,
     options: Options | None = None,
     timeless: bool = False,
+    icount: bool = False,
 ) -> whole.Vm:
     """A VM about to run the part at ENTRY, the others in its memory: paging off, flat segments, IF=0, no IDT.
 
@@ -43,7 +44,8 @@ def flat_vm(
     """
     made = image(parts)
     how = options or BtOptions(ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user)
-    vm = whole.Vm(whole.machine_for(memory_mib, how), memory_mib=memory_mib, options=how, time_source=(lambda: 0) if timeless else None)
+    source = (lambda: 0) if timeless else None
+    vm = whole.Vm(whole.machine_for(memory_mib, how), memory_mib=memory_mib, options=how, time_source=source, icount=icount)
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(made[ENTRY])
         file.flush()

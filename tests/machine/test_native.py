@@ -286,3 +286,16 @@ def test_a_call_gate_without_a_task_register(load: str) -> None:
     stop = vm.run(5)
     assert (stop.why, "triple fault" in stop.reason) == (End.DIED, True)  # with no stack for ring 0 nothing can be delivered
     assert vm.stats.engine["exception 10"] == 1
+
+
+def test_pae_tables_as_this_cpu_reads_them() -> None:
+    """The quirk: a page-directory pointer that appears in memory counts at once, and an entry may lead beyond 64 GiB, where there is nothing."""
+    low = [n << 12 | 3 for n in range(512)]
+    low[0x1F0] = 1 << 39 | 3
+    tables = {0x120000: quads([0x121001, 0, 0, 0]), 0x121000: quads([0x122003]), 0x122000: quads(low)}
+    source = f"""
+        mov eax,cr4; or eax,0x20; mov cr4,eax; mov eax,0x120000; mov cr3,eax; mov eax,cr0; or eax,0x80000000; mov cr0,eax
+        mov eax,[0x1f0000]; mov [0x123000],eax; mov dword ptr [0x120008],0x121001; mov eax,[0x40122000]; mov [0x123004],eax; {FINISH}
+    """
+    vm = _run({ENTRY: source, **tables})
+    assert words(vm, 0x123000, 2) == [0xFFFFFFFF, low[0]]

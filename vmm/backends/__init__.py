@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 
+COUNTING = frozenset(("native",))
+"""The back-ends that count instructions: `--icount`."""
+
+
 class Options(Protocol):
     """How a back-end works: what the user may choose. Each back-end has a class of its own."""
 
@@ -47,6 +51,10 @@ class Backend(Protocol):
 
     def run(self) -> None:
         """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
+        ...
+
+    def retired(self) -> int:
+        """Instructions retired so far, by the rule of `vmm.icount`; exact whenever the guest or a device can ask."""
         ...
 
     def synchronize(self) -> None:

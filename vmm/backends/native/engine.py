@@ -13,6 +13,7 @@ from bt.cache import TranslationCache
 from bt.decode import Instruction, decode
 from bt.discover import LONGEST
 from bt.sensitive import row_of
+from vmm.backends.native.counter import Counter
 from vmm.backends.native.ports import PortFault
 from vmm.backends.native.tables import NativeDescriptors, NativeMmu
 from vmm.backends.native.vcpu import NativeVcpu
@@ -21,11 +22,11 @@ from vmm.cpuid import OFFERED, SYSENTER_CS
 from vmm.emulate import ROUTINES
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Wait
 from vmm.faults import GuestPageFault
-from vmm.machine import NoCode
+from vmm.machine import VMM_EXIT, NoCode
 from vmm.memory import GuestMemory
 from vmm.mmu.linear import LinearMemory
 from vmm.mmu.walk import GuestPaging
-from vmm.x86.bits import Cr0, Cr4, Flag, Vector
+from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
 from vmm.x86.descriptors import PRESENT, TSS_AVAILABLE, Segment, segment
 from vmm.x86.svm import ExitCode
 
@@ -46,8 +47,8 @@ _NAMES = {
     ExitCode.MWAIT: "monitor",
     ExitCode.LTR: "ltr",
 }
-_VMM_EXIT = 0x100  # vectors from here on are intercepts
 _ICEBP = 0xF1
+_SINGLE_STEP = 1 << 14  # in DR6
 
 
 class Native:
@@ -64,6 +65,11 @@ class Native:
         self.vcpu = vm.vcpu = NativeVcpu(vm.machine)
         self.caches: Mapping[str, TranslationCache] = {}
         self.port_fault = PortFault(vm.machine)
+        self.counter: Counter | None = None
+        if (icount := vm.icount) is not None:
+            self.counter = Counter(vm.machine, lambda: icount.left(vm.clock.next_deadline()))
+        self._done = False  # the instruction that the present exit is about is done
+        self._retired_before_port = 0  # the access that is being aborted
         self._keep_code_coherent()
 
     def _keep_code_coherent(self) -> None:
@@ -78,6 +84,10 @@ class Native:
         machine.offer(OFFERED)
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
         machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
+        if self.counter is not None:
+            machine.on_interrupt, machine.on_invalid = self._on_counted_interrupt, self._on_counted_invalid
+            machine.on_port, machine.on_memory = self.counter.within(self._on_port), self.counter.within(self._on_memory)
+            machine.on_fast_call = self.counter.within(self._on_counted_fast_call)
         vcpu.gdt_base, vcpu.gdt_limit = start.gdt_base, start.gdt_limit
         vcpu.idt_base, vcpu.idt_limit = 0, 0x3FF
         vcpu.tr = Segment(0, 0, 0, PRESENT | TSS_AVAILABLE << 8)
@@ -102,11 +112,15 @@ class Native:
         if vm.stopped is None and not self.vcpu.halted:
             self.machine.set_interrupt_pin(vm.board.interrupts.asserted)
             try:
-                self.machine.run()
+                (self.counter or self.machine).run()
             except NoCode:
                 self._look()
                 eip = self.vcpu.cs.base + self.vcpu.eip & 0xFFFFFFFF
                 vm.stop(Stop(End.DIED, f"the guest executes at {eip:#x}, where there is no memory"))
+
+    def retired(self) -> int:
+        """Instructions retired so far."""
+        return self.counter.retired if self.counter is not None else 0
 
     def synchronize(self) -> None:
         """The vCPU is the CPU: only the walk of its tables is to be told which they are."""
@@ -145,14 +159,15 @@ class Native:
     def _on_interrupt(self, vector: int) -> None:
         """Every exception, INT and intercept of the CPU."""
         state, machine, stats = self.state, self.machine, self.stats
+        self._done = False
         software = bool(state[machine.is_int])
         machine.clear_event()
         if self.port_fault.pending:
             self._end_port_access()
             return
         self._look()
-        if vector >= _VMM_EXIT:
-            self._intercepted(vector - _VMM_EXIT)
+        if vector >= VMM_EXIT:
+            self._intercepted(vector - VMM_EXIT)
         elif software:
             stats.engine["int"] += 1
             behind = state[Cpu.EIP]
@@ -179,6 +194,15 @@ class Native:
                 self.stats.engine["interrupt"] += 1
                 self._exit(External())
             return
+        stepping = self.vcpu.trap_flag
+        self._emulate(code)
+        if self._done and stepping:
+            self.vcpu.debug[6] |= _SINGLE_STEP
+            self._exit(Raised(Vector.DB))
+            self._done = True
+
+    def _emulate(self, code: int) -> None:
+        """The instruction at EIP, which the CPU does not do by itself."""
         self.stats.engine[_NAMES.get(code, "debug register" if code >= ExitCode.DR_READ else "control register")] += 1
         instruction = self._instruction()
         row = None if instruction is None else row_of(instruction.opcode, instruction.modrm)
@@ -199,6 +223,7 @@ class Native:
             return
         self.vcpu.inhibited = False
         self.vcpu.eip = instruction.next
+        self._done = True
 
     def _answer(self, values: tuple[int, int, int, int]) -> None:
         """EAX, EBX, ECX, EDX."""
@@ -226,6 +251,7 @@ class Native:
         vm = self.vm
         vm.stats.last.append((type(exit_).__name__, vm.vcpu.eip))
         outcome = vm.monitor.handle(exit_)
+        self._done = vm.monitor.completed
         match outcome:
             case Resume():
                 pass
@@ -236,6 +262,7 @@ class Native:
 
     def _on_invalid(self) -> None:
         """An undefined instruction: this CPU reports it apart, and ICEBP with it."""
+        self._done = False
         self.machine.clear_event()
         if self.port_fault.pending:
             self._end_port_access()
@@ -250,6 +277,7 @@ class Native:
 
     def _on_fast_call(self) -> int:
         """SYSENTER, and SYSCALL, which CPUID does not offer. Returns the instruction's size."""
+        self._done = False
         self._look()
         instruction = self._instruction()
         if instruction is None:
@@ -267,12 +295,17 @@ class Native:
         self.stats.engine["port"] += 1
         if self.vcpu.cpl == 3 or self.vcpu.cpl > self.vcpu.iopl:
             self._look()
+            aborting = self.port_fault.pending
             if not self.port_fault.allowed(self.vm, port, size):
+                if not aborting:
+                    self._retired_before_port = self.retired()
                 return 0
         return self.vm.board.bus.port(port, size, value)
 
     def _end_port_access(self) -> None:
         exit_ = self.port_fault.end()
+        if self.counter is not None:
+            self.counter.go_back(self._retired_before_port)
         self._look()
         self.stats.engine["exception 13"] += 1
         self._exit(exit_)
@@ -282,3 +315,55 @@ class Native:
             return 0  # tables that map nothing
         self.stats.engine["device memory"] += 1
         return self.vm.board.bus.memory(hpa, size, value)
+
+    # -- the same with instructions counted ------------------------------------------------------------------------------------------
+
+    def _on_counted_interrupt(self, vector: int) -> None:
+        """An instruction that has begun is counted only when it is done. What comes in front of one waits for what is due there."""
+        counter, state, machine = self.counter, self.state, self.machine
+        assert counter is not None
+        software = state[machine.is_int]
+        between = vector == VMM_EXIT + ExitCode.INTR or vector == Vector.PF and not software and self._is_fetch()
+        if self.port_fault.pending or vector == Vector.DB and not software:  # a single step is done
+            self._on_interrupt(vector)
+        elif not between:
+            counter.uncount()
+            self._on_interrupt(vector)
+            if self._done:
+                counter.count()
+        elif counter.exhausted():
+            machine.clear_event()
+            machine.stop()
+        else:
+            self._on_interrupt(vector)
+
+    def _is_fetch(self) -> bool:
+        """Whether the page fault that was just taken is of the fetch of an instruction, and not of its operand."""
+        state, vcpu = self.state, self.vcpu
+        gva, error = state[Cpu.CR2], state[self.machine.error_code]
+        linear = vcpu.cs.base + vcpu.eip & 0xFFFFFFFF
+        if error & (Fault.I | Fault.W) or gva - linear & 0xFFFFFFFF >= LONGEST:
+            return bool(error & Fault.I)
+        if not (gva ^ linear) >> 12:
+            return True
+        self._look()
+        try:
+            raw = self.vm.linear.read(linear, 0x1000 - (linear & 0xFFF), vcpu.cpl == 3, fetch=True)
+        except GuestPageFault:
+            return True
+        return next(decode(raw, vcpu.eip, vcpu.cs.wide), None) is None
+
+    def _on_counted_invalid(self) -> None:
+        assert self.counter is not None
+        if not self.port_fault.pending:
+            self.counter.uncount()
+        self._on_invalid()
+        if self._done:
+            self.counter.count()
+
+    def _on_counted_fast_call(self) -> int:
+        assert self.counter is not None
+        size = self._on_fast_call()
+        if not self._done:
+            self.counter.uncount()
+        return size

@@ -102,6 +102,10 @@ class Paravirtual:
         except GuestPageFault:
             return self.mmu.read(linear, min(size, 0x1000 - (linear & 0xFFF)))
 
+    def retired(self) -> int:
+        """Instructions are not counted."""
+        return 0
+
     def run(self) -> None:
         """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
         if self.port_fault is not None:  # the engine stopped before the aborted IN or OUT came back by its page fault
