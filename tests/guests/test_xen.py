@@ -5,7 +5,10 @@ Knows which lines speak of the platform; what the two flavours share must be the
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from tests.guests.test_gnumach import LAST_LINE
 from tests.require import require_file
 from tools.fetch_guests import guest
 from vmm.backends.pv import PvOptions
+from vmm.devices.disk import Disk
 from vmm.exits import End
 from vmm.vm import Vm, machine_for
 
@@ -37,10 +41,10 @@ def grub() -> Path:
     return require_file(guest("grub-xen"), "GRUB for Xen (python -m tools.fetch_guests)")
 
 
-def talk(kernel: Path, steps: list[Step], memory_mib: int = 128, *, strict: bool = False) -> tuple[Vm, str]:
+def talk(kernel: Path, steps: list[Step], memory_mib: int = 128, *, disks: Sequence[Disk] = ()) -> tuple[Vm, str]:
     """Holds a dialogue with a kernel; returns its VM and console."""
     console = Dialogue(steps)
-    vm = Vm(machine_for(memory_mib, PvOptions()), memory_mib=memory_mib, options=PvOptions(strict=strict), console=console)
+    vm = Vm(machine_for(memory_mib, PvOptions()), memory_mib=memory_mib, options=PvOptions(), console=console, disks=disks)
     console.attach(vm)
     vm.load(str(kernel))
     stop = vm.run(TIMEOUT)
@@ -78,3 +82,30 @@ def test_grub_at_its_prompt() -> None:
     console.attach(vm)
     vm.load(str(grub()))
     assert vm.run(TIMEOUT).why is End.RESET
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Disk]:
+    """A disk that is a tar archive with one file of some pages."""
+    path = tmp_path / "disk"
+    with tarfile.open(path, "w") as tar:
+        entry = tarfile.TarInfo("greeting.txt")
+        text = b"from the disk\n" + b"." * 70000 + b"\nand its end\n"
+        entry.size = len(text)
+        tar.addfile(entry, io.BytesIO(text))
+    disk = Disk(str(path))
+    yield disk
+    disk.close()
+
+
+def test_grub_reads_a_disk(archive: Disk) -> None:
+    """The block device by grants: found through the store, connected, and read, in requests of several frames."""
+    steps = [Step("grub> ", "ls\n"), Step("(xen/xvda)", "cat (xen/xvda)/greeting.txt\n"), Step("from the disk"), Step("and its end")]
+    vm, _ = talk(grub(), steps, disks=[archive])
+    assert vm.stats.hypercalls["event_channel_op"] > 20
+
+
+def test_mach_finds_a_disk(archive: Disk) -> None:
+    """GNU Mach's own driver for the block device connects to it."""
+    _, log = talk(mach(), [Step("xvd0: dom0's VBD 51712 (disk0,w)"), Step(LAST_LINE)], disks=[archive])
+    assert "No block device" not in log

@@ -16,6 +16,7 @@ _REQUEST_CONSUMED, _REQUEST_PRODUCED, _ANSWER_CONSUMED, _ANSWER_PRODUCED = 512, 
 _HEADER: Final = struct.Struct("<4I")  # type, request, transaction, bytes that follow
 _WORD: Final = 0xFFFFFFFF
 _LONGEST: Final = 4096
+_TEXT: Final = "latin-1"  # any bytes are names and values
 _MOST_NODES, _MOST_WATCHES, _MOST_TRANSACTIONS = 1000, 128, 10
 (DIRECTORY, READ, GET_PERMS, WATCH, UNWATCH, TRANSACTION_START, TRANSACTION_END) = range(1, 8)
 (GET_DOMAIN_PATH, WRITE, MKDIR, RM, SET_PERMS, WATCH_EVENT, ERROR) = range(10, 17)
@@ -35,7 +36,7 @@ class _Watch:
 class XenStore:
     """The store of one guest, whose own part of the tree is `home`. notify signals the guest.
 
-    on_write is called with the path of every value that the guest changes.
+    on_write is called with the path of every value that the guest changes; when it does so in a transaction, at the transaction's end.
     """
 
     def __init__(self, page: memoryview, home: str, notify: Callable[[], None]) -> None:
@@ -44,15 +45,17 @@ class XenStore:
         self.on_write: Callable[[str], None] = lambda path: None
         self._watches: list[_Watch] = []
         self._transactions: dict[int, dict[str, bytes]] = {}
+        self._written: dict[int, list[str]] = {}  # by transaction
+        self._current = 0
         self._last_transaction = 0
         self._received, self._answers = bytearray(), bytearray()
         self._work: dict[int, Callable[[list[str], bytes], bytes]] = {
-            DIRECTORY: lambda words, _: b"".join(name.encode() + b"\0" for name in self.children(self._path(words))),
+            DIRECTORY: lambda words, _: b"".join(name.encode(_TEXT) + b"\0" for name in self.children(self._path(words))),
             READ: lambda words, _: self._node(self._path(words)),
             GET_PERMS: lambda words, _: self._node(self._path(words))[:0] + b"n1\0",
             WATCH: self._watch,
             UNWATCH: self._unwatch,
-            GET_DOMAIN_PATH: lambda words, _: b"/local/domain/" + words[0].encode() + b"\0",
+            GET_DOMAIN_PATH: lambda words, _: b"/local/domain/" + words[0].encode(_TEXT) + b"\0",
             WRITE: self._write,
             MKDIR: self._make,
             RM: self._remove,
@@ -63,12 +66,12 @@ class XenStore:
 
     def set(self, path: str, value: str) -> None:
         """Writes a value, with all that leads to it, and tells who watches."""
-        self._put(path, value.encode())
+        self._put(path, value.encode(_TEXT))
 
     def get(self, path: str) -> str | None:
         """A value, None where there is none."""
         value = self.nodes.get(path)
-        return None if value is None else value.decode(errors="replace")
+        return None if value is None else value.decode(_TEXT)
 
     def children(self, path: str) -> list[str]:
         """Names below a node. Raises StoreError without one."""
@@ -89,7 +92,7 @@ class XenStore:
             if path == watch.path or path.startswith(watch.path + "/") or watch.path.startswith(path + "/"):
                 below = path if path.startswith(watch.path) else watch.path
                 shown = below if watch.shown.startswith("/") else watch.shown + below[len(watch.path) :]
-                self._send(WATCH_EVENT, 0, 0, f"{shown}\0{watch.token}\0".encode())
+                self._send(WATCH_EVENT, 0, 0, f"{shown}\0{watch.token}\0".encode(_TEXT))
 
     # -- the rings -----------------------------------------------------------------------------------------------------------------------
 
@@ -119,16 +122,17 @@ class XenStore:
             try:
                 self._send(kind, request, transaction, self._answer(kind, transaction, payload))
             except StoreError as error:
-                self._send(ERROR, request, transaction, str(error).encode() + b"\0")
+                self._send(ERROR, request, transaction, str(error).encode(_TEXT) + b"\0")
 
     def _answer(self, kind: int, transaction: int, payload: bytes) -> bytes:
-        words = [word.decode("utf-8", "surrogateescape") for word in payload.split(b"\0")]
+        words = [word.decode(_TEXT) for word in payload.split(b"\0")]
         if kind == TRANSACTION_START:
             return self._start()
         if kind == TRANSACTION_END:
             return self._end(transaction, words[0])
         if transaction and transaction not in self._transactions:
             raise StoreError("ENOENT")
+        self._current = transaction
         work = self._work.get(kind)
         if work is None:
             raise StoreError("ENOSYS")
@@ -172,7 +176,10 @@ class XenStore:
     def _write(self, words: list[str], payload: bytes) -> bytes:
         path = self._own(self._path(words))
         self._put(path, payload.partition(b"\0")[2])
-        self.on_write(path)
+        if self._current:
+            self._written.setdefault(self._current, []).append(path)
+        else:
+            self.on_write(path)
         return b"OK\0"
 
     def _make(self, words: list[str], _: bytes) -> bytes:
@@ -201,7 +208,7 @@ class XenStore:
 
     def _later(self, watch: _Watch) -> None:
         """A new watch fires once by itself; the event may come before the answer."""
-        self._send(WATCH_EVENT, 0, 0, f"{watch.shown}\0{watch.token}\0".encode("utf-8", "surrogateescape"))
+        self._send(WATCH_EVENT, 0, 0, f"{watch.shown}\0{watch.token}\0".encode(_TEXT))
 
     def _unwatch(self, words: list[str], _: bytes) -> bytes:
         if len(words) < 2:
@@ -217,14 +224,17 @@ class XenStore:
             raise StoreError("ENOSPC")
         self._last_transaction += 1
         self._transactions[self._last_transaction] = dict(self.nodes)  # nobody else writes: it only has to be undone
-        return f"{self._last_transaction}\0".encode()
+        return f"{self._last_transaction}\0".encode(_TEXT)
 
     def _end(self, transaction: int, word: str) -> bytes:
-        before = self._transactions.pop(transaction, None)
+        before, written = self._transactions.pop(transaction, None), self._written.pop(transaction, [])
         if before is None:
             raise StoreError("ENOENT")
         if word == "F":
             self.nodes = before
         elif word != "T":
             raise StoreError("EINVAL")
+        else:
+            for path in written:
+                self.on_write(path)
         return b"OK\0"

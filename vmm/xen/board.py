@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from vmm.devices.xen_block import XenBlock
 from vmm.devices.xen_console import XenConsole
 from vmm.devices.xen_store import XenStore
 from vmm.machine import FRAME
+from vmm.mmu.frames import Refused
 from vmm.start import CONSOLE_PORT, STORE_PORT
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class XenBoard:
 
     console: XenConsole
     store: XenStore
+    blocks: tuple[XenBlock, ...]
 
 
 def build_xen_board(vm: Vm, domain: XenDomain, built: Domain, disks: Sequence[Disk]) -> XenBoard:
@@ -56,4 +59,19 @@ def build_xen_board(vm: Vm, domain: XenDomain, built: Domain, disks: Sequence[Di
         ("console/ring-ref", str(vm.memory.frames[built.console])),
     ):
         store.set(f"{HOME}/{path}", value)
-    return XenBoard(console, store)
+
+    def access(reference: int, write: bool) -> memoryview | None:
+        try:
+            return domain.grants.access(reference, write)
+        except Refused as refused:
+            domain.stats.refused[refused.why] += 1
+            return None
+
+    blocks = tuple(XenBlock(disk, number, store, access, channels.connect) for number, disk in enumerate(disks))
+
+    def written(path: str) -> None:
+        for block in blocks:
+            block.changed(path)
+
+    store.on_write = written
+    return XenBoard(console, store, blocks)

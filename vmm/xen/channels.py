@@ -98,6 +98,14 @@ class Channels:
         elif channel.state is not State.UNBOUND and channel.state is not State.INTERDOMAIN:
             raise Refused(Errno.INVAL, "an event channel that cannot be signalled")
 
+    def connect(self, port: int, signalled: Callable[[], None]) -> Callable[[], None] | None:
+        """A device takes the other end of an unbound port of the guest's: what signals the guest, None if that cannot be."""
+        channel = self.open.get(port)
+        if channel is None or channel.state is not State.UNBOUND or channel.remote[0] != 0:
+            return None
+        channel.state, channel.remote, channel.notify = State.INTERDOMAIN, (0, port), signalled
+        return lambda: self.raise_port(port)
+
     def raise_port(self, port: int) -> None:
         """The guest gets an event, if the port is open."""
         if port in self.open:
