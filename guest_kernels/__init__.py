@@ -15,6 +15,7 @@ FOLDER = Path(__file__).resolve().parent
 
 class _Row(TypedDict, total=False):
     file: str
+    platform: str
     description: str
     command_line: str
     memory: int
@@ -30,6 +31,7 @@ class _Row(TypedDict, total=False):
 class Guest:
     """One kernel and one way of running it.
 
+    platform: "pc", or "xen" for a paravirtual flavour.
     memory_mib: guest memory in MiB. disk_bytes: size of the raw image on the primary IDE master, all zeros at first; None for
     no disk. timeout_s: seconds. status: 0 all passed, 1 failures were reported, 3 the guest dies, as `vmm run` ends.
     console: whole lines that must appear in this order. console_again: the same for a second run on the same image; empty when
@@ -37,6 +39,7 @@ class Guest:
     """
 
     name: str
+    platform: str
     file: Path
     description: str
     command_line: str
@@ -53,10 +56,11 @@ class Guest:
         return (self.console, self.console_again) if self.console_again else (self.console,)
 
 
-def kernels() -> dict[str, Guest]:
-    """Every bundled guest by name, in the order of guests.toml."""
+def kernels(platform: str = "pc") -> dict[str, Guest]:
+    """The bundled guests for a platform by name, in the order of guests.toml; "any" for those of every one."""
     rows: dict[str, _Row] = tomllib.loads((FOLDER / "guests.toml").read_text(encoding="utf-8"))
-    return {name: _guest(name, row) for name, row in rows.items()}
+    guests = {name: _guest(name, row) for name, row in rows.items()}
+    return {name: guest for name, guest in guests.items() if platform in ("any", guest.platform)}
 
 
 def missing_line(printed: str, expected: tuple[str, ...]) -> str | None:
@@ -72,6 +76,7 @@ def missing_line(printed: str, expected: tuple[str, ...]) -> str | None:
 def _guest(name: str, row: _Row) -> Guest:
     return Guest(
         name=name,
+        platform=row.get("platform", "pc"),
         file=FOLDER / "prebuilt" / row["file"],
         description=row["description"],
         command_line=row.get("command_line", ""),

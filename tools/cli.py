@@ -149,7 +149,7 @@ def kernels() -> None:
     """List the bundled guests."""
     import guest_kernels
 
-    guests = guest_kernels.kernels()
+    guests = guest_kernels.kernels("any")
     width = max(map(len, guests))
     for guest in guests.values():
         print(f"{guest.name:<{width}}  {guest.description}")

@@ -33,10 +33,11 @@ class Guest:
 def choose(kernel: str, memory_mib: int | None = None, append: str | None = None) -> Guest:
     """The guest behind `kernel`; what is None stands as guests.toml has it, or as the default. A bundled name goes before a file's:
     ./hello is a file in any case. Raises InputError, with near matches for a name that is nothing."""
-    bundled = kernels()
+    bundled = kernels("any")
     if kernel not in bundled:
         if not os.path.lexists(kernel) and os.sep not in kernel:
-            raise InputError(f"{kernel or repr(kernel)}: neither a bundled kernel nor a file{_near(kernel, list(bundled))}")
+            near = _near(kernel, list(bundled if "pv" in kernel else kernels()))
+            raise InputError(f"{kernel or repr(kernel)}: neither a bundled kernel nor a file{near}")
         return Guest(kernel, kernel, memory_mib or MEMORY_MIB, append or "", None)
     guest = bundled[kernel]
     return Guest(

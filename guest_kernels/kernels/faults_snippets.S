@@ -4,10 +4,8 @@
  * for a trap. A piece that does not fault falls into its INT 80h.
  */
 #include "faults.h"
+#include "../lib/selectors.h"
 
-#define KERNEL_CODE 0x08
-#define KERNEL_DATA 0x10
-#define TASK_STATE 0x28
 #define IDT_ERROR(vector) ((vector) * 8 + 2) /* SDM 3A 6.13 "Error Code": bit 1 says that the index is one of the IDT */
 
 #define DIVIDE_ERROR 0

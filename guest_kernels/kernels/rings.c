@@ -210,7 +210,7 @@ static void report_segments(void)
     asm volatile("verr %w1; setz %0" : "=q"(readable) : "r"(KERNEL_CODE) : "cc");
     asm volatile("verw %w1; setz %0" : "=q"(writable) : "r"(KERNEL_CODE) : "cc");
     /* QEMU sets no accessed bit when CS is loaded. */
-    report((rights | SEGMENT_ACCESSED << 8) == 0xc09b00 && limit == 7 && readable && !writable,
+    report((rights | SEGMENT_ACCESSED << 8) == (0xc09b00 | KERNEL_LEVEL << 13) && limit == 7 && readable && !writable,
            "LAR, LSL, VERR and VERW show the kernel's descriptors");
 }
 
@@ -260,12 +260,6 @@ static void report_flags(void)
     report(iopl == EFLAGS_IOPL, "POPF changes IOPL at CPL 0");
 }
 
-static int timer_is_waiting(void)
-{
-    outb(0x20, 0x0a); /* 8259A OCW3: read the interrupt request register */
-    return inb(0x20) & 1;
-}
-
 static void report_interrupts(void)
 {
     u32 start = ticks;
@@ -275,13 +269,13 @@ static void report_interrupts(void)
     cli();
     report(1, "the timer interrupts a busy kernel loop");
 
-    while (!timer_is_waiting())
+    while (!pic_waiting(IRQ_TIMER))
         ;
     start = ticks;
     for (volatile int i = 0; i < 100; i++)
         ;
     report(ticks == start, "CLI holds a waiting interrupt off");
-    asm volatile("sti; cli" : : : "memory");
+    sti_cli();
     report(ticks == start, "STI holds it off for one more instruction");
     sti();
     while (ticks == start)

@@ -23,7 +23,6 @@
 #define MSR_EFER 0xc0000080u
 #define EFER_NXE (1u << 11)
 
-static inline void outb(u16 port, u8 value) { asm volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
 static inline void outw(u16 port, u16 value) { asm volatile("outw %0, %1" : : "a"(value), "Nd"(port)); }
 
 static inline u8 inb(u16 port)
@@ -42,36 +41,6 @@ static inline void outsw(u16 port, const void *from, u32 words)
 {
     asm volatile("cld; rep outsw" : "+S"(from), "+c"(words) : "d"(port) : "memory", "cc");
 }
-
-static inline void cli(void) { asm volatile("cli" : : : "memory"); }
-static inline void sti(void) { asm volatile("sti" : : : "memory"); }
-/* STI holds interrupts off for one more instruction, so nothing can slip in between it and HLT. */
-static inline void sti_hlt(void) { asm volatile("sti; hlt" : : : "memory"); }
-
-static inline u32 read_eflags(void)
-{
-    u32 value;
-    asm volatile("pushfl; popl %0" : "=r"(value));
-    return value;
-}
-
-static inline void write_eflags(u32 value) { asm volatile("pushl %0; popfl" : : "r"(value) : "memory", "cc"); }
-
-#define CONTROL_REGISTER(n)                                                             \
-    static inline u32 read_cr##n(void)                                                  \
-    {                                                                                   \
-        u32 value;                                                                      \
-        asm volatile("movl %%cr" #n ", %0" : "=r"(value) : : "memory");                 \
-        return value;                                                                   \
-    }                                                                                   \
-    static inline void write_cr##n(u32 value) { asm volatile("movl %0, %%cr" #n : : "r"(value) : "memory"); }
-CONTROL_REGISTER(0)
-CONTROL_REGISTER(2)
-CONTROL_REGISTER(3)
-CONTROL_REGISTER(4)
-
-static inline void clts(void) { asm volatile("clts" : : : "memory"); }
-static inline void invlpg(const volatile void *address) { asm volatile("invlpg (%0)" : : "r"(address) : "memory"); }
 
 struct cpuid {
     u32 eax, ebx, ecx, edx;
@@ -99,6 +68,67 @@ struct table_register {
     u32 base;
 } __attribute__((packed));
 
+static inline u16 smsw(void)
+{
+    u16 word;
+    asm volatile("smsww %0" : "=m"(word));
+    return word;
+}
+
+#define SEGMENT_REGISTER(name)                                                          \
+    static inline u16 read_##name(void)                                                 \
+    {                                                                                   \
+        u16 selector;                                                                   \
+        asm volatile("movw %%" #name ", %0" : "=r"(selector));                          \
+        return selector;                                                                \
+    }
+SEGMENT_REGISTER(cs)
+SEGMENT_REGISTER(ss)
+SEGMENT_REGISTER(ds)
+SEGMENT_REGISTER(es)
+SEGMENT_REGISTER(fs)
+SEGMENT_REGISTER(gs)
+
+/* What only a kernel may do. A paravirtual one asks for it. */
+#ifdef PARAVIRT
+#include "../pv/cpu.h"
+#else
+
+static inline void outb(u16 port, u8 value) { asm volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
+
+static inline void cli(void) { asm volatile("cli" : : : "memory"); }
+static inline void sti(void) { asm volatile("sti" : : : "memory"); }
+/* STI holds interrupts off for one more instruction, so nothing can slip in between it and HLT. */
+static inline void sti_hlt(void) { asm volatile("sti; hlt" : : : "memory"); }
+
+/* It holds them off for the CLI. */
+static inline void sti_cli(void) { asm volatile("sti; cli" : : : "memory"); }
+
+static inline u32 read_eflags(void)
+{
+    u32 value;
+    asm volatile("pushfl; popl %0" : "=r"(value));
+    return value;
+}
+
+static inline void write_eflags(u32 value) { asm volatile("pushl %0; popfl" : : "r"(value) : "memory", "cc"); }
+
+#define CONTROL_REGISTER(n)                                                             \
+    static inline u32 read_cr##n(void)                                                  \
+    {                                                                                   \
+        u32 value;                                                                      \
+        asm volatile("movl %%cr" #n ", %0" : "=r"(value) : : "memory");                 \
+        return value;                                                                   \
+    }                                                                                   \
+    static inline void write_cr##n(u32 value) { asm volatile("movl %0, %%cr" #n : : "r"(value) : "memory"); }
+CONTROL_REGISTER(0)
+CONTROL_REGISTER(2)
+CONTROL_REGISTER(3)
+CONTROL_REGISTER(4)
+
+static inline void clts(void) { asm volatile("clts" : : : "memory"); }
+static inline void invlpg(const volatile void *address) { asm volatile("invlpg (%0)" : : "r"(address) : "memory"); }
+
 static inline void lgdt(const struct table_register *r) { asm volatile("lgdt %0" : : "m"(*r)); }
 static inline void lidt(const struct table_register *r) { asm volatile("lidt %0" : : "m"(*r)); }
 static inline void sgdt(struct table_register *r) { asm volatile("sgdt %0" : "=m"(*r)); }
@@ -120,23 +150,4 @@ static inline u16 sldt(void)
     return selector;
 }
 
-static inline u16 smsw(void)
-{
-    u16 word;
-    asm volatile("smsww %0" : "=m"(word));
-    return word;
-}
-
-#define SEGMENT_REGISTER(name)                                                          \
-    static inline u16 read_##name(void)                                                 \
-    {                                                                                   \
-        u16 selector;                                                                   \
-        asm volatile("movw %%" #name ", %0" : "=r"(selector));                          \
-        return selector;                                                                \
-    }
-SEGMENT_REGISTER(cs)
-SEGMENT_REGISTER(ss)
-SEGMENT_REGISTER(ds)
-SEGMENT_REGISTER(es)
-SEGMENT_REGISTER(fs)
-SEGMENT_REGISTER(gs)
+#endif

@@ -1,14 +1,8 @@
 /* descriptors.h: the GDT, the IDT and the TSS. */
 #pragma once
+#include "selectors.h"
 #include "types.h"
 
-/* Selectors. The null descriptor is 0; user selectors carry RPL 3. */
-#define KERNEL_CODE 0x08
-#define KERNEL_DATA 0x10
-#define USER_CODE 0x1b
-#define USER_DATA 0x23
-#define TASK_STATE 0x28
-#define FIRST_FREE_SELECTOR 0x30 /* a kernel may fill the entries from here on with segment_set() */
 #define GDT_ENTRIES 16
 
 /* The access byte of a descriptor: SDM 3A 3.4.5 "Segment Descriptors". */

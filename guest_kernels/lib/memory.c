@@ -26,6 +26,7 @@ int memcmp(const void *a, const void *b, u32 bytes)
     return 0;
 }
 
+#ifndef PARAVIRT /* there the domain builder has put things behind the kernel: pv/start.c */
 void *page_alloc(void)
 {
     static u8 *next = kernel_end_address;
@@ -33,3 +34,4 @@ void *page_alloc(void)
     next += PAGE_SIZE;
     return memset(page, 0, PAGE_SIZE);
 }
+#endif

@@ -43,3 +43,7 @@ void entry_write(const struct address_space *space, volatile void *entry, u64 va
 
 /* Map one 4 KiB page; the caller does INVLPG. */
 void page_map(const struct address_space *space, u32 address, u32 physical, u64 flags);
+#ifdef PARAVIRT
+/* Map what the domain builder has not: must come first. */
+void paging_setup(void);
+#endif

@@ -3,9 +3,7 @@
  * The stack that C sees as `struct trap_frame` (trap.h) is built here: the CPU pushes SS and ESP (from user mode only), EFLAGS, CS,
  * EIP and for some vectors an error code; we push 0 for the others, the vector, the general and the data segment registers.
  */
-#define KERNEL_DATA 0x10
-#define USER_CODE 0x1b
-#define USER_DATA 0x23
+#include "selectors.h"
 
 /* Vectors with an error code: SDM 3A 6.15 "Exception and Interrupt Reference". */
 #define HAS_ERROR_CODE(v) ((v) == 8 || ((v) >= 10 && (v) <= 14) || (v) == 17 || (v) == 21)
@@ -36,6 +34,9 @@ trap_entry:
 
         .size   trap_entry, . - trap_entry
 
+#ifdef PARAVIRT
+        .globl  trap_common             /* upcalls come here too */
+#endif
         .type   trap_common, @function
 trap_common:
         pushal
@@ -57,7 +58,7 @@ trap_common:
         popl    %ds
         popal
         addl    $8, %esp                /* vector and error code */
-        iret
+        RETURN_FROM_TRAP
         .size   trap_common, . - trap_common
 
 /* u32 user_enter(u32 eip, u32 esp): run user code until something calls user_leave(); returns what that was given. */
@@ -84,7 +85,7 @@ user_enter:
         pushl   $0x202                  /* eflags: IF, and the bit that is always 1 */
         pushl   $USER_CODE
         pushl   %ecx                    /* eip */
-        iret
+        RETURN_FROM_TRAP
         .size   user_enter, . - user_enter
 
 /* void user_leave(u32 value): called by a trap's function; the trap's own frame is dropped. */
