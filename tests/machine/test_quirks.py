@@ -3,6 +3,7 @@
 import pytest
 
 from tests.machine.flat import FINISH, FLAT_CODE, FLAT_DATA, LGDT, USER_CODE, USER_DATA, finish, flat_vm
+from tests.machine.small_kernel import TO_USER, small_kernel
 from vmm.exits import End
 
 _GDT, _POINTER = 0x24000, 0x25000
@@ -111,6 +112,14 @@ def test_what_is_not_supported_ends_with_its_name(code: str, name: str) -> None:
     stop = vm.run(10)
     assert stop.why is End.UNSUPPORTED
     assert name in stop.reason
+
+
+@pytest.mark.parametrize(("translated", "vector"), ((False, 0x80), (True, 6)), ids=("direct", "translate"))
+def test_a_lock_prefix_in_user_code(translated: bool, vector: int) -> None:
+    """Quirk 16: LOCK MOV between registers is done in directly run user code; in translated code it is the #UD that it should be."""
+    handlers = {6: "mov al,6; out 0xf4,al", 0x80: "mov al,0x80; out 0xf4,al"}
+    vm = flat_vm(small_kernel(TO_USER, user=".byte 0xf0,0x89,0xc3; int 0x80", handlers=handlers), translate_user=translated)
+    assert finish(vm) == vector
 
 
 def test_the_window_can_be_read() -> None:
