@@ -29,6 +29,14 @@ GDT = 0x27F000
 END = 0x280000
 _MAIN = ENTRY + 0x1000
 _ARITHMETIC = 0x8D5
+_LOOKED_AT = (
+    # descriptors for LAR, LSL, VERR and VERW alone: gates (call, 16-bit call, task, interrupt), a 16-bit TSS, data not present, read-only data,
+    # expand-down data, execute-only code, conforming code not readable, data of DPL 1 with a limit in pages
+    *(0x0010_8000_0008_1234 | kind << 40 for kind in (12, 4, 5, 14)),
+    system_segment(0x27E200, 0x2B, 1),
+    *(0x0040_0000_0000_8765 | access << 40 for access in (0x12, 0x90, 0x96, 0x98, 0x9C)),
+    0x00C0_B200_0000_0007,
+)
 GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 
 
@@ -173,7 +181,8 @@ def _flow() -> dict[str, str]:
 
 def _callouts() -> dict[str, str]:
     bodies = {}
-    for selector in (0, 8, 0x10, 0x18, 0x28, 0x30, 0x40, 0x4B, 0x1000, 0x54):
+    looked_at = [0x50 + 8 * n for n in range(len(_LOOKED_AT))]
+    for selector in (0, 8, 0x10, 0x13, 0x18, 0x28, 0x30, 0x40, 0x4B, 0x1000, 0x54, *looked_at):
         point = f"mov ecx,{selector:#x}; "
         bodies[f"lar {selector:x}"] = point + ".byte 0x0f,0x02,0xc1"
         bodies[f"lsl {selector:x}"] = point + ".byte 0x0f,0x03,0xc1"
@@ -270,6 +279,7 @@ def program(environment: Environment, bodies: dict[str, str], finish: str = FINI
         0,
         USER_CODE,
         USER_DATA,
+        *_LOOKED_AT,
     ]
     code, stack = (0x18, 0x20) if environment.cs_base else (8, 0x10)
     main = _MAIN - environment.cs_base

@@ -66,10 +66,19 @@ def test_sysenter_and_sysexit(ring: int, cached: bool) -> None:
 
 @RINGS
 @pytest.mark.parametrize(
-    ("code", "vector", "behind"), (("0xf1", 1, 1), ("0x0f,0x05", 6, 0), ("0x0f,0x34", 13, 0), ("0xb0,0x7f,0x04,1,0xce", 4, 5), ("0x0f,0x35", 13, 0))
+    ("code", "vector", "behind"),
+    (
+        ("0xf1", 1, 1),
+        ("0x0f,0x05", 6, 0),
+        ("0x0f,0x34", 13, 0),
+        ("0xb0,0x7f,0x04,1,0xce", 4, 5),
+        ("0x0f,0x35", 13, 0),
+        ("0x0f,0x33", 13, 0),
+    ),
+    ids=("icebp", "syscall", "sysenter", "into", "sysexit", "rdpmc"),
 )
 def test_user_code_traps(code: str, vector: int, behind: int, ring: int) -> None:
-    """ICEBP is a #DB behind it whatever its gate allows, INTO an #OF behind it; SYSCALL does not exist, SYSENTER and SYSEXIT are not set up."""
+    """ICEBP is a #DB behind it whatever its gate allows, INTO an #OF behind it; SYSCALL does not exist, the rest is not allowed or not set up."""
     log = "add esp,4; " if vector == 13 else ""
     handlers = {vector: f"{log} mov eax,[esp]; mov [{LOG}],eax; {FINISH}", 0x80: "mov al,1; out 0xf4,al"}
     parts = small_kernel(TO_USER, user=f".byte {code}; int 0x80", handlers=handlers)
