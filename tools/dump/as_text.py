@@ -65,7 +65,8 @@ def totals_words(totals: Totals) -> list[str]:
     )
     counters = f", {totals.counter_bytes:,} of them counters" if totals.counter_bytes else ""
     found = [
-        f"{totals.blocks:,} blocks, {totals.instructions:,} instructions: {totals.identity_share:.1%} identity ({classes})",
+        f"{totals.blocks:,} block{'s' if totals.blocks != 1 else ''}, {totals.instructions:,} instructions:"
+        f" {totals.identity_share:.1%} identity ({classes})",
         f"{totals.guest_bytes:,} bytes of guest code became {totals.code_bytes:,} ({totals.growth:.2f} times);"
         f" {totals.cache_bytes:,} bytes in the cache{counters}",
         f"{totals.callout_exits:,} instructions emulated by the VMM",
