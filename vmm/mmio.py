@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def access_device_memory(vm: Vm, gpa: int, gva: int, write: bool) -> Outcome:
     """Runs the instruction at EIP, which accesses device memory at `gpa`, mapped at `gva`."""
     size, reads, writes = vm.backend.memory_access(write)
+    if writes and not write:  # the read of a read-modify-write comes first, and tells nothing of the right to write
+        vm.paging.walk(gva, write=True, user=vm.vcpu.cpl == 3)
     machine, frame, offset = vm.machine, vm.scratch_frame, gva & 0xFFF
     size = min(size, 0x1000 - offset)
     at = frame << 12 | offset

@@ -84,7 +84,6 @@ def arpl(vm: Vm, instruction: Instruction) -> Result:
     destination = vm.operands.read(instruction, 2)
     source = vm.vcpu.register(instruction.modrm >> 3 & 7)
     lower = destination & 3 < source & 3
-    if lower:
-        vm.operands.write(instruction, 2, destination & ~3 | source & 3)
+    vm.operands.write(instruction, 2, destination & ~3 | max(destination & 3, source & 3))  # written in any case, as this CPU does
     _set_zf(vm, lower)
     return None

@@ -18,7 +18,7 @@ from vmm.mmu.host import GDT, LDT, USER_GDT, USER_LDT, HostSpace
 from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.walk import GuestPaging
 from vmm.vcpu import Vcpu
-from vmm.x86.descriptors import ACCESSED, PRESENT, SEGMENT, deprivileged
+from vmm.x86.descriptors import ACCESSED, CODE, CONFORMING, PRESENT, READABLE, SEGMENT, deprivileged, dpl
 
 _ENTRIES = 8192
 _EMPTY = memoryview(bytes(_ENTRIES * 8)).cast("Q")
@@ -95,7 +95,10 @@ class ShadowDescriptors:
             self.loadable[selector] = 1
 
     def fill(self, error: int, user: bool) -> bool:
-        """A load of a selector faulted with this error code: shows the guest's descriptor to the CPU. False: the fault is true."""
+        """A load of a selector faulted with this error code: shows the guest's descriptor to the CPU if a data segment register may have it.
+
+        False: the fault is true, or that of a far transfer to code that cannot be read.
+        """
         if error & 3 or not error & ~3:
             return False
         vcpu = self.vcpu
@@ -110,7 +113,7 @@ class ShadowDescriptors:
             low, high = (int.from_bytes(self.memory.read(gpa + n, 4), "little") for n in (0, 4))
         else:
             low, high = self.memory.read32(gpa), self.memory.read32(gpa + 4)
-        if not high & SEGMENT:
+        if not high & SEGMENT or not _loadable(high, 3 if user else 0):
             return False
         shadow = low | deprivileged(high, 0 if user and self.ring == 3 else self.ring) << 32
         if self.quads[index] == shadow:
@@ -126,3 +129,10 @@ class ShadowDescriptors:
                     self.memory.state[gfn] |= DESCRIPTORS
                     self.mmu.reverse.protect(gfn)
         return True
+
+
+def _loadable(high: int, cpl: int) -> bool:
+    """Whether a descriptor passes a load's checks, those of RPL aside: its accessed bit is set for no other (SDM 2B "MOV")."""
+    if high & CODE and not high & READABLE:
+        return False
+    return bool(high & CODE and high & CONFORMING) or dpl(high) >= cpl

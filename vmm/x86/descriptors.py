@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ACCESSED, WRITABLE, CONFORMING, CODE = 1 << 8, 1 << 9, 1 << 10, 1 << 11  # in a descriptor's second word
+READABLE = WRITABLE  # of code
 SEGMENT = 1 << 12  # code or data, not a system descriptor
 PRESENT = 1 << 15
 WIDE = 1 << 22  # D or B: 32-bit

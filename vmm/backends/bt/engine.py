@@ -35,8 +35,8 @@ _CACHE_SELECTOR = 0xFFF0
 _FLAT_CODE = 0x00CF9B00
 _SELECTOR_VECTORS = frozenset((Vector.TS, Vector.NP, Vector.SS, Vector.GP))
 _SHOWN_TO_USERS = ((Word.FLAGS, Word.FLAGS + 4), (Word.CR0, Word.CR0 + 4), (Word.CS, Word.IDT_BASE + 4))  # what users' stubs read
-_PHYSICAL_CR0 = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.PE
-_GUEST_CR0 = Cr0.MP | Cr0.EM | Cr0.TS | Cr0.AM
+_PHYSICAL_CR0 = Cr0.PG | Cr0.WP | Cr0.ET | Cr0.PE
+_GUEST_CR0 = Cr0.MP | Cr0.EM | Cr0.TS | Cr0.NE | Cr0.AM
 _PHYSICAL_CR4 = 1 << 20 | Cr4.PAE  # SMEP
 _GUEST_CR4 = Cr4.TSD | Cr4.DE | Cr4.OSFXSR | Cr4.OSXMMEXCPT
 

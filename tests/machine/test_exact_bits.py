@@ -1,0 +1,61 @@
+"""Bits that an instruction must set or leave alone, in page tables, descriptors and flags: found by comparing generated guests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.machine.flat import FINISH, finish, flat_vm, words
+from tests.machine.small_kernel import LOG, TO_USER, USER_TABLE, small_kernel
+
+RINGS = pytest.mark.parametrize("ring", (1, 3))
+TSS_ENTRY = 0x310028  # free, once TR is loaded
+DIRTY, ACCESSED = 0x40, 0x20
+END = {0x80: FINISH}
+
+
+@RINGS
+def test_a_read_modify_write_of_device_memory_is_a_write(ring: int) -> None:
+    """The page-table entry of a page where there is no memory gets its D bit by an exchange, which reads first."""
+    vm = flat_vm(small_kernel(f"mov dword ptr [{USER_TABLE}],0xf0000007; xchg eax,[0x400000]; {FINISH}"), ring=ring)
+    finish(vm)
+    assert words(vm, USER_TABLE, 1)[0] & (DIRTY | ACCESSED) == DIRTY | ACCESSED
+
+
+@RINGS
+def test_a_read_modify_write_of_device_memory_needs_the_right_to_write(ring: int) -> None:
+    """With CR0.WP set, the same through a read-only entry is a page fault, as a write."""
+    kernel = f"mov eax,cr0; or eax,0x10000; mov cr0,eax; mov dword ptr [{USER_TABLE}],0xf0000005; xchg eax,[0x400000]"
+    vm = flat_vm(small_kernel(kernel, handlers={14: f"pop dword ptr [{LOG}]; mov eax,cr2; mov [{LOG + 4}],eax; {FINISH}"}), ring=ring)
+    finish(vm)
+    assert words(vm, LOG, 2) == [3, 0x400000]
+
+
+@RINGS
+@pytest.mark.parametrize(("access", "loadable"), ((0xF2, True), (0xFA, True), (0xF8, False), (0x92, False), (0x9E, True)))
+def test_a_descriptor_that_is_refused_is_not_accessed(ring: int, access: int, loadable: bool) -> None:
+    """A user's load of a data segment register sets the descriptor's accessed bit only when it succeeds."""
+    kernel = f"mov dword ptr [{TSS_ENTRY}],0xffff; mov dword ptr [{TSS_ENTRY + 4}],{0xCF0000 | access << 8}; {TO_USER}"
+    guest = small_kernel(kernel, user="mov eax,0x2b; mov es,eax; int 0x80", handlers={**END, 13: FINISH})
+    vm = flat_vm(guest, ring=ring)
+    finish(vm)
+    assert words(vm, TSS_ENTRY + 4, 1)[0] >> 8 & 0xFF == (access | 1 if loadable else access)
+
+
+@RINGS
+def test_arpl_writes_what_it_leaves_alone(ring: int) -> None:
+    """ARPL is a write of its operand even when it changes nothing, on this CPU."""
+    vm = flat_vm(small_kernel(f"mov eax,0; .byte 0x63,0x05; .long 0x400000; {FINISH}"), ring=ring)
+    finish(vm)
+    assert words(vm, USER_TABLE, 1)[0] & DIRTY
+
+
+@RINGS
+@pytest.mark.parametrize("native_errors", (False, True))
+def test_x87_errors_are_exceptions_only_with_cr0_ne(ring: int, native_errors: bool) -> None:
+    """An unmasked division by zero is #MF at the next waiting instruction when CR0.NE is set, and none when it is clear."""
+    control = f"mov eax,cr0; {'or eax,0x20' if native_errors else 'and eax,0xffffffdf'}; mov cr0,eax"
+    divide = "fninit; push 0x360; fldcw [esp]; fldz; fld1; fdivrp; fwait"
+    guest = small_kernel(f"{control}; {divide}; mov dword ptr [{LOG}],1; {FINISH}", handlers={16: f"mov dword ptr [{LOG}],16; {FINISH}"})
+    vm = flat_vm(guest, ring=ring)
+    finish(vm)
+    assert words(vm, LOG, 1) == [16 if native_errors else 1]
