@@ -7,20 +7,29 @@ reads it (one-shot, or masked), the page is taken away, since the current count 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from vmm.devices.lapic import CURRENT_COUNT, INITIAL_COUNT, IRR, ISR, KNOWN, LVT_TIMER, PPR, TMR, LocalApic
 from vmm.machine import FRAME, Machine
 from vmm.memory import GuestMemory
-from vmm.mmu.shadow import ShadowMmu
 
 GFN = 0xFEE00000 >> 12
 _MASKED, _PERIODIC = 1 << 16, 1 << 17
 _VOLATILE = tuple(index for index in (PPR, CURRENT_COUNT, *range(ISR, ISR + 8), *range(TMR, TMR + 8), *range(IRR, IRR + 8)) if index in KNOWN)
 
 
+class Lender(Protocol):
+    """Maps a frame in place of a device's page."""
+
+    def forget_borrowed(self, hfn: int) -> None:
+        """Takes the frame away from wherever it stands for a device."""
+        ...
+
+
 class LapicPage:
     """A bus device in front of the local APIC that keeps the readable frame up to date."""
 
-    def __init__(self, machine: Machine, memory: GuestMemory, mmu: ShadowMmu, lapic: LocalApic, hfn: int) -> None:
+    def __init__(self, machine: Machine, memory: GuestMemory, mmu: Lender, lapic: LocalApic, hfn: int) -> None:
         self.words, self.memory, self.mmu, self.lapic, self.hfn = machine.words, memory, mmu, lapic, hfn
         self.at = hfn * FRAME // 4
         machine.memory[hfn * FRAME : (hfn + 1) * FRAME] = lapic.page()
@@ -49,6 +58,6 @@ class LapicPage:
         counting = registers[INITIAL_COUNT] and (registers[LVT_TIMER] & _MASKED or not registers[LVT_TIMER] & _PERIODIC)
         if counting:
             if self.memory.read_only.pop(GFN, None) is not None:
-                self.mmu.reverse.forget_borrowed(self.hfn)
+                self.mmu.forget_borrowed(self.hfn)
         else:
             self.memory.read_only[GFN] = self.hfn

@@ -55,6 +55,7 @@ _OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ct
 _INSN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+_EDGE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64), ctypes.c_void_p, ctypes.c_void_p)
 _LOAD = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_void_p)
 _STORE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_uint64, ctypes.c_void_p)
 
@@ -245,7 +246,8 @@ class Machine:
         uclib.uc_reg_write(*self._write_cr3)
 
     def flush_tlb(self) -> None:
-        """Forgets all cached address translations."""
+        """Forgets all cached address translations, the guest's too where CR3 is the guest's own."""
+        self._cr3.value = self.state[Cpu.CR3] | self.state[Cpu.CR3 + 1] << 32
         uclib.uc_reg_write(*self._write_cr3)
 
     def flush_code(self) -> None:
@@ -322,6 +324,32 @@ class Machine:
         state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2] = cr0 & 0x7FFFFFFF, modes & ~_LONG_MODE, nesting & ~_NESTED
         self.drop_code(linear, FRAME)
         state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2] = cr0, modes, nesting
+
+    def watch_code(self, on_code: Callable[[int, int], None]) -> None:
+        """From now on on_code(linear, size) is called for each block that the engine compiles, before it runs. What there is is dropped."""
+
+        def generated(_handle: int, block: ctypes._Pointer[ctypes.c_uint64], _before: int, _data: int) -> None:
+            try:
+                on_code(block[0], block[1] >> 16 & 0xFFFF)
+            except BaseException as failure:
+                self._fail(failure)
+
+        self._callbacks.append(self._hook(uc_const.UC_HOOK_EDGE_GENERATED, _EDGE(generated), 0))
+        self.flush_code()
+
+    def watch_stores(self, hpa: int, size: int) -> Callable[[], None]:
+        """Has the engine look for compiled code at every store to a range, at the price of its speed; the result ends that."""
+        callback = _INVALID(lambda handle, data: False)  # never called
+        hook, first, last = ctypes.c_size_t(), ctypes.c_uint64(hpa), ctypes.c_uint64(hpa + size - 1)
+        error = uclib.uc_hook_add(self._handle, ctypes.byref(hook), uc_const.UC_HOOK_MEM_FETCH_UNMAPPED, callback, None, first, last)
+        if error:
+            raise MachineError(f"the engine refused a hook: error {error}")
+        self._callbacks.append(callback)
+
+        def end() -> None:
+            uclib.uc_hook_del(self._handle, hook)
+
+        return end
 
     def _become_bare(self) -> None:
         """Legacy mode, devices' memory behind RAM, and the CPU's intercepts."""

@@ -29,6 +29,7 @@ from vmm.machine import FRAME, MIB, Machine
 from vmm.memory import GuestMemory
 from vmm.mmu import Descriptors, Mmu
 from vmm.mmu.linear import LinearMemory
+from vmm.mmu.nested import NestedMmu
 from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.walk import GuestPaging
 from vmm.monitor import Monitor
@@ -113,7 +114,7 @@ class Vm:
         )
         self.receive: Callable[[bytes], None] = self.board.serial.receive
         self.lapic_page: LapicPage | None = None
-        if isinstance(self.mmu, ShadowMmu):
+        if isinstance(self.mmu, (ShadowMmu, NestedMmu)):
             (lapic_frame,) = machine.allocate(1)
             self.lapic_page = LapicPage(machine, self.memory, self.mmu, self.board.interrupts.lapic, lapic_frame)
             self.board.bus.attach_memory(LOCAL_APIC, FRAME, self.lapic_page)

@@ -20,6 +20,7 @@ from tests.machine.test_native import (  # noqa: F401
     test_breakpoints_in_debug_registers_do_no_harm,
     test_code_written_by_its_own_mapping,
     test_code_written_by_the_delivery_of_an_interrupt,
+    test_code_written_through_an_alias_without_the_right_to_execute,
     test_memory_that_is_not_there_is_open_bus,
     test_pages_that_are_used_for_one_program_after_the_other,
     test_port_access_by_the_permission_map,
@@ -153,6 +154,29 @@ def test_written_pages_are_told_from_others() -> None:
     assert backend.nested.watch_writes() == set()
     assert finish(vm) == 0
     assert backend.nested.watch_writes() == {0x200, 0x202, 0x300}
+
+
+def test_a_device_page_that_is_polled_is_lent_until_it_is_written() -> None:
+    """Two thousand reads of the local APIC's task priority around a write of it: the reads see the write, and few of them exit."""
+    map_lapic = f"mov dword ptr [{IDENTITY + 0xF80}],0xfee0001b; mov eax,cr3; mov cr3,eax"
+    poll = "mov ecx,1000; {0}: mov eax,[0x3e0080]; add ebx,eax; dec ecx; jnz {0}"
+    source = f"xor ebx,ebx; {map_lapic}; {poll.format('a')}; mov dword ptr [0x3e0080],0x10; {poll.format('b')}; mov [{LOG}],ebx; {FINISH}"
+    vm = run(small_kernel(source))
+    assert words(vm, LOG, 1) == [1000 * 0x10]
+    assert 100 < vm.stats.architectural["device memory"] < 200
+
+
+def test_code_that_is_written_and_run_in_turn_becomes_mixed() -> None:
+    """Under PAE with NX on, a loop that rewrites an instruction of its own page: right each time, and it goes on."""
+    tables = {0x320000: quads([0x321001, 0, 0, 0]), 0x321000: quads([0x83, 0x200083])}
+    on = "mov eax,0x20; mov cr4,eax; mov eax,0x320000; mov cr3,eax; mov ecx,0xc0000080; mov eax,0x800; xor edx,edx; wrmsr"
+    on += "; mov eax,cr0; bts eax,31; mov cr0,eax"
+    loop = f"mov esi,200; xor ebx,ebx; .byte 0xbf; .long m+1; l: mov [edi],esi; m: mov eax,0; add ebx,eax; dec esi; jnz l; mov [{LOG}],ebx; {FINISH}"
+    vm = run({ENTRY: f"{on}; {loop}", **tables})
+    assert words(vm, LOG, 1) == [200 * 201 // 2]
+    backend = vm.backend
+    assert isinstance(backend, Hardware)
+    assert backend.coherence.mixed.keys() == {ENTRY >> 12}
 
 
 def test_a_guest_that_touches_addresses_all_over_the_place() -> None:

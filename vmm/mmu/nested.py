@@ -9,54 +9,110 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmm.machine import BUS, FRAME, Machine, OutOfFrames
-from vmm.memory import GuestMemory
+from vmm.memory import EXECUTED, GuestMemory
 from vmm.x86.bits import Pte
 
 _ALL = Pte.P | Pte.W | Pte.U | Pte.A | Pte.D  # this CPU sets no A and D in nested entries
+_READ_ONLY = _ALL & ~Pte.W
 _NOBODY = BUS >> 1  # where no device is: stands for all addresses that the bus does not have
 _WIDTH = 48  # bits of guest-physical address that four levels translate
 
 
 class NestedMmu:
-    """The nested tables of one guest. root: their host-physical address. fills: faults that filled entries."""
+    """The nested tables of one guest. root: their host-physical address. fills: faults that filled entries.
+
+    on_write(gfn): called before a frame of code is opened for writing. lent: device pages that guests read without an exit, by gfn: the frame
+    that stands for each until it is written.
+    """
 
     def __init__(self, machine: Machine, memory: GuestMemory) -> None:
         self.machine, self.memory, self.quads = machine, memory, machine.quads
         self.fills = 0
+        self.on_write: Callable[[int], object] = lambda gfn: True
+        self.lent: dict[int, int] = {}
+        self.dirty: set[int] | None = None  # frames written since `watch_writes`; None: nobody watches
         self._tables: dict[tuple[int, int], int] = {}  # (level, gpa >> bits below it) -> hfn
         (self._top,) = machine.allocate(1)
         machine.clear(self._top)
         self.root = self._top * FRAME
-        self.dirty: set[int] | None = None  # frames written since `watch_writes`; None: nobody watches
+
+    @property
+    def frames(self) -> frozenset[int]:
+        """The frames that hold tables."""
+        return frozenset((self._top, *self._tables.values()))
 
     def fault(self, gpa: int, write: bool) -> None:
-        """A nested page fault: makes the entries of the 2 MiB around `gpa`, or, while writes are watched, opens one page."""
+        """A nested page fault: makes the entries of the 2 MiB around `gpa`, or opens the page that is written."""
         self.fills += 1
+        gpa &= (1 << _WIDTH) - 1
         try:
-            self._fill(gpa & (1 << _WIDTH) - 1, write)
+            if gpa >> 12 in self.lent and write:
+                self.take_back(gpa >> 12)
+            elif write and self._tables.get((0, gpa >> 21)) is not None:
+                self._written(gpa >> 12)
+            else:
+                self._fill(gpa >> 21)
         except OutOfFrames:  # a guest that touches addresses all over the place
             self.forget()
-            self._fill(gpa & (1 << _WIDTH) - 1, write)
+            self._fill(gpa >> 21)
 
-    def _fill(self, gpa: int, write: bool) -> None:
-        region, gfn, count = gpa >> 21, gpa >> 12, self.memory.count
+    def _fill(self, region: int) -> None:
         first = region << 9
-        if first >= count:
+        if first < self.memory.count:
+            self._fill_table(region)
+        else:
             place = first << 12 if first < BUS >> 12 else _NOBODY
             self.quads[(self._table(1, region >> 9) << 9) + (region & 511)] = BUS + place | _ALL | Pte.PS
-            return
-        table = self._tables.get((0, region))
-        if table is None:
-            rights = _ALL if self.dirty is None else _ALL & ~Pte.W
-            table = self._table(0, region)
-            frames = self.memory.frames[first : first + 512]
-            for slot, hfn in enumerate(frames, table << 9):
-                self.quads[slot] = hfn << 12 | rights
-            for slot in range(len(frames), 512):
-                self.quads[(table << 9) + slot] = BUS + (first + slot << 12) | _ALL
-        if write and gfn < count and self.dirty is not None:
+
+    def _fill_table(self, region: int) -> None:
+        """The entries of 512 pages, one by one."""
+        quads, memory, first = self.quads, self.memory, region << 9
+        at = self._table(0, region) << 9
+        for slot, (hfn, uses) in enumerate(zip(memory.frames[first : first + 512], memory.state[first : first + 512], strict=True), at):
+            quads[slot] = hfn << 12 | (_READ_ONLY if uses == EXECUTED or self.dirty is not None else _ALL)
+        for gfn in range(max(first, memory.count), first + 512):
+            quads[at + (gfn & 511)] = BUS + (gfn << 12) | _ALL
+
+    def _written(self, gfn: int) -> None:
+        """A write to a page that is read-only below."""
+        if self.dirty is not None:
             self.dirty.add(gfn)
+        self.on_write(gfn)
+        self.open(gfn)
+
+    def open(self, gfn: int) -> None:
+        """Lets the guest write a frame."""
+        table = self._tables.get((0, gfn >> 9))
+        if table is not None:
             self.quads[(table << 9) + (gfn & 511)] |= Pte.W
+
+    def protect(self, gfn: int) -> None:
+        """Has the next write to a frame fault."""
+        table = self._tables.get((0, gfn >> 9))
+        if table is not None:
+            self.quads[(table << 9) + (gfn & 511)] &= ~Pte.W
+            self.machine.flush_tlb()
+
+    def lend(self, gfn: int, hfn: int) -> None:
+        """Lets guests read a frame in place of a device's page."""
+        table = self._tables.get((0, gfn >> 9))
+        if table is None:
+            self._fill_table(gfn >> 9)
+            table = self._tables[0, gfn >> 9]
+        self.lent[gfn] = hfn
+        self.quads[(table << 9) + (gfn & 511)] = hfn << 12 | _READ_ONLY
+        self.machine.flush_tlb()
+
+    def take_back(self, gfn: int) -> None:
+        """A device's page is the device's again."""
+        if self.lent.pop(gfn, None) is not None:
+            self.quads[(self._tables[0, gfn >> 9] << 9) + (gfn & 511)] = BUS + (gfn << 12) | _ALL
+            self.machine.flush_tlb()
+
+    def forget_borrowed(self, hfn: int) -> None:
+        """Takes back the page that a frame stands for."""
+        for gfn in [gfn for gfn, lent in self.lent.items() if lent == hfn]:
+            self.take_back(gfn)
 
     def _table(self, level: int, index: int) -> int:
         """The table of `level` (0: the lowest) for an address, made and linked when there is none."""
@@ -71,13 +127,8 @@ class NestedMmu:
             self.quads[(above << 9) + (index & 511)] = hfn << 12 | _ALL
         return hfn
 
-    @property
-    def frames(self) -> frozenset[int]:
-        """The frames that hold tables."""
-        return frozenset((self._top, *self._tables.values()))
-
     def watch_writes(self) -> set[int]:
-        """Begins a round of watching: returns the frames written since the last one; from now on each page's first write is noticed."""
+        """Begins a round of watching what the guest writes: returns the frames written since the last one; each page's next write is noticed."""
         written, self.dirty = self.dirty or set(), set()
         self.forget()
         return written
@@ -86,6 +137,7 @@ class NestedMmu:
         """Drops all entries: they come back on demand."""
         self.machine.release(list(self._tables.values()))
         self._tables.clear()
+        self.lent.clear()
         self.machine.clear(self._top)
         self.machine.flush_tlb()
 

@@ -391,6 +391,10 @@ class ShadowMmu:
             self._fill_around(page, leaf, user)
         return True
 
+    def forget_borrowed(self, hfn: int) -> None:
+        """Takes away all mappings of a frame that stood in for a device's registers."""
+        self.reverse.forget_borrowed(hfn)
+
     def map_scratch(self, gva: int, hfn: int, user: bool) -> Callable[[], None]:
         """Maps a frame of the VMM's at `gva`, writable, for one instruction; returns what takes it away again."""
         mapping = self.paging.walk(gva, False, user)

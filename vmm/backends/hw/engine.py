@@ -26,6 +26,7 @@ from vmm.emulate import ROUTINES
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Wait
 from vmm.machine import EFER_HOST, PHYSICAL_CR0, PHYSICAL_CR4, NoCode
 from vmm.memory import GuestMemory
+from vmm.mmu.coherence import Coherence
 from vmm.mmu.linear import LinearMemory
 from vmm.mmu.nested import NestedMmu
 from vmm.mmu.walk import GuestPaging
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 _NAMES = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
+_POLLS = 64  # reads of device memory in a row, before a page that may be lent is
 _WRMSR, _RDTSC, _RDTSCP, _ICEBP = 0x0F30, 0x0F31, 0x0F01, 0xF1
 
 
@@ -60,10 +62,12 @@ class Hardware:
         self._ports = {number: f"port {number:#x}" for name, number in options.exit_on if name == "io"}
         self._msrs = {number: f"msr {number:#x}" for name, number in options.exit_on if name == "msr"}
         self._wanted = {name for name, _ in options.exit_on}
+        self.coherence = Coherence(vm.machine, self.memory, self.nested, self.paging, self.synchronize)
+        self._device_reads = 0
         self._keep_code_coherent()
 
     def _keep_code_coherent(self) -> None:
-        """Whatever the VMM writes for the guest may be code, of which the CPU has compiled something."""
+        """Whatever the VMM writes for the guest may be code that the CPU has compiled. What a guest without NX writes the CPU notices."""
         self.memory.state[:] = b"\1" * self.memory.count
         self.memory.before_write = lambda gfn: False
         self.memory.after_write = lambda gfn: self.machine.drop_frame_code(self.memory.frames[gfn])
@@ -218,6 +222,8 @@ class Hardware:
             self._exit(Sensitive(instruction, row))
             if reason is Reason.RDMSR:
                 self.machine.write_msr(SYSENTER_CS, self.vcpu.msrs[SYSENTER_CS])  # SYSEXIT is the CPU's own
+                if self.vcpu.efer & Efer.NXE:
+                    self.coherence.start()
             return
         elif reason not in (Reason.WBINVD, Reason.INVD, Reason.PAUSE):  # those have no effect; the others CPUID does not offer
             self._exit(Raised(Vector.UD))
@@ -325,4 +331,8 @@ class Hardware:
         if self.port_fault.pending:
             return 0  # tables that map nothing
         self.stats.architectural["device memory"] += 1
+        self._device_reads = self._device_reads + 1 if value is None else 0
+        if self._device_reads > _POLLS and (hfn := self.memory.read_only.get(gpa >> 12)) is not None:
+            self._device_reads = 0
+            self.nested.lend(gpa >> 12, hfn)
         return self.vm.board.bus.memory(gpa, size, value)
