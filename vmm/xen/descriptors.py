@@ -38,8 +38,9 @@ def checked(descriptor: int) -> int:
         if high & CODE and high & _LONG:
             raise Refused(Errno.INVAL, "a 64-bit code segment")
     elif kind == CALL_GATE:
-        if not descriptor >> 16 & 0xFFFC or not high & 0x6000:
-            raise Refused(Errno.INVAL, "a call gate to the VMM's level")
+        target = descriptor >> 16 & 0xFFFC
+        if not target or target >= GDT_PAGES * FRAME and target not in (KERNEL_CODE & ~3, USER_CODE & ~3):
+            raise Refused(Errno.INVAL, "a call gate to the VMM's segments")
     elif kind:
         raise Refused(Errno.INVAL, "a system descriptor")
     return descriptor & 0xFFFFFFFF | high << 32
