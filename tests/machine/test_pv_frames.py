@@ -29,7 +29,8 @@ def _machine() -> tuple[Machine, HostSpace]:
 class Guest:
     """Frames and paging of a guest of a few pages, whose memory is all zeros; pages are told by their index."""
 
-    def __init__(self) -> None:
+    def __init__(self, chunk: int = 0) -> None:
+        """chunk: so many frames more, of which 512 make a chunk."""
         machine, host = _machine()
         self.machine = machine
         self.mfns = machine.allocate(_PAGES + 1)
@@ -37,6 +38,8 @@ class Guest:
             machine.clear(mfn)
         self.frames = Frames(machine)
         self.frames.adopt(self.mfns[:_PAGES])
+        self.chunk = machine.allocate(chunk)
+        self.frames.adopt(self.chunk)
         self.roots = machine.allocate(1)
         self.mmu = DirectMmu(machine, self.frames, host, self.roots)
 
@@ -55,7 +58,7 @@ class Guest:
         self.mmu.update(self.mfns[page] * FRAME + 8 * index, entry)
 
     def close(self) -> None:
-        self.machine.release([*self.mfns, *self.roots])
+        self.machine.release([*self.mfns, *self.chunk, *self.roots])
         self.mmu.close()
 
 
@@ -228,15 +231,16 @@ def check(guest: Guest) -> None:
     """Counts are what the definition says, and no frame is both a table and writable."""
     refs, typed = counted(guest)
     frames = guest.frames
-    for mfn in guest.mfns:
-        assert (frames.refs[mfn], frames.typed[mfn]) == (refs[mfn], typed[mfn])
-    for leaf in frames.pinned | guest.mmu.leaves:
+    for mfn in [*guest.mfns, *guest.chunk]:
+        whole = frames.whole[frames.chunk[mfn]] if frames.chunk[mfn] >= 0 else 0
+        assert (frames.refs[mfn] + whole, frames.typed[mfn] + whole) == (refs[mfn], typed[mfn])
+    for leaf in frames.pinned | guest.mmu.leaves.tables:
         assert frames.typed[leaf] > 0
-    for leaf in guest.mmu.leaves:
+    for leaf in guest.mmu.leaves.tables:
         for entry in guest.machine.quads[leaf * 512 : leaf * 512 + 512].tolist():
             if entry & P:
-                assert (entry & _ADDRESS) >> 12 in guest.mfns[:_PAGES]
-                assert not entry & W or frames.kind[(entry & _ADDRESS) >> 12] == Kind.WRITABLE
+                assert (entry & _ADDRESS) >> 12 in {*guest.mfns[:_PAGES], *guest.chunk}
+                assert not entry & W or frames.kind[(entry & _ADDRESS) >> 12] == Kind.WRITABLE or not frames.typed[(entry & _ADDRESS) >> 12]
 
 
 _page = st.integers(0, _PAGES)
@@ -294,3 +298,79 @@ def _drive(guest: Guest, requests: list[tuple[str, int, int, object]], stores: l
         guest.mmu.release(guest.mmu.base)
     assert not any(guest.frames.refs)
     assert not any(guest.frames.typed)
+
+
+_chunk_requests = st.one_of(
+    st.tuples(st.sampled_from(("pin", "unpin", "use")), st.integers(0, 5), st.just(0), st.just(0)),
+    st.tuples(st.just("map"), st.integers(0, 4), st.integers(0, 511), st.tuples(st.integers(0, 511), st.sampled_from((0, P, P | W)))),
+    st.tuples(st.sampled_from(("pin frame", "unpin frame", "give up", "fetch")), st.integers(0, 511), st.just(0), st.just(0)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(_chunk_requests, max_size=30), st.sampled_from((P | W, P | W | 0x60, P | W | U | 0x20)), st.lists(st.integers(0, 511), max_size=2))
+def test_chunks_are_counted_as_their_frames_would_be(
+    requests: list[tuple[str, int, int, object]], flags: int, read_only: list[int]
+) -> None:
+    """Tables that map 512 frames in their order: the first four do, but for some entries of the fourth; the fifth maps nothing, the sixth is
+    a top-level table above them. Whatever happens to one frame or entry, the counts are those of the plain definition."""
+    guest = Guest(512)
+    try:
+        for table in range(4):
+            for n, mfn in enumerate(guest.chunk):
+                guest.set(table, n, mfn << 12 | (P if table == 3 and n in read_only else flags))
+        for n in range(5):
+            guest.set(6, n, guest.entry(n, P))
+        guest.set(5, 0, guest.entry(6, P))
+        for request in requests:
+            try:
+                _chunk_request(guest, *request)
+            except Refused:
+                pass
+            check(guest)
+    finally:
+        for mfn in list(guest.frames.pinned):
+            guest.mmu.unpin(mfn)
+        if guest.mmu.base >= 0:
+            guest.mmu.release(guest.mmu.base)
+        left = any(guest.frames.refs) or any(guest.frames.typed) or any(guest.frames.whole)
+        guest.close()
+    assert not left
+
+
+def _chunk_request(guest: Guest, what: str, number: int, index: int, more: object) -> None:
+    mmu, frames = guest.mmu, guest.frames
+    match what:
+        case "pin":
+            mmu.pin(guest.mfns[number], Kind.TOP if number == 5 else Kind.LEAF)
+        case "unpin":
+            mmu.unpin(guest.mfns[number])
+        case "use":
+            mmu.use(guest.mfns[5])
+        case "map":
+            assert isinstance(more, tuple)
+            guest.update(number, index, guest.chunk[more[0]] << 12 | more[1])
+        case "pin frame":
+            mmu.pin(guest.chunk[number], Kind.LEAF)
+        case "unpin frame":
+            mmu.unpin(guest.chunk[number])
+        case "give up":
+            frames.give_up(guest.chunk[number])
+        case _:
+            mmu.executed(number << 12)
+
+
+def test_a_chunk_is_counted_at_once() -> None:
+    """A table of a chunk's frames in their order takes no look at each of them; one in another order does, and breaks nothing."""
+    guest = Guest(512)
+    for n, mfn in enumerate(guest.chunk):
+        guest.set(0, n, mfn << 12 | P | W)
+        guest.set(1, n, guest.chunk[511 - n] << 12 | P | W)
+    guest.mmu.pin(guest.mfns[0], Kind.LEAF)
+    guest.mmu.pin(guest.mfns[1], Kind.LEAF)
+    assert guest.frames.whole == [1]
+    assert all(guest.get(0, n) >> 63 for n in range(512))
+    assert [guest.frames.typed[mfn] for mfn in guest.chunk] == [1] * 512
+    refused(Errno.BUSY, lambda: guest.mmu.pin(guest.chunk[7], Kind.LEAF))
+    assert [guest.frames.typed[mfn] for mfn in guest.chunk] == [2] * 512
+    guest.close()

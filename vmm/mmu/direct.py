@@ -14,13 +14,12 @@ from vmm.faults import GuestPageFault
 from vmm.machine import FRAME, Machine
 from vmm.mmu.frames import FOREIGN, IN_USE, Errno, Frames, Kind, Refused
 from vmm.mmu.host import TABLE_ENTRY, HostSpace
+from vmm.mmu.leaves import ADDRESS, FORBIDDEN, Leaves
 from vmm.x86.bits import Fault, Pte
 
 VMM_START: Final = 0xF580_0000  # linear: from here on the VMM's, which the guest may read
 VMM_SLOT: Final = VMM_START >> 21 & 511
-_FORBIDDEN: Final = Pte.PWT | Pte.PCD | Pte.PS | Pte.G  # in entries of both lower levels
-_FORBIDDEN_TOP: Final = _FORBIDDEN | Pte.NX
-_ADDRESS: Final = (1 << 63) - 1
+_FORBIDDEN_TOP: Final = FORBIDDEN | Pte.NX
 _NX: Final = Pte.NX
 _READ_ONLY: Final = 0x61 | Pte.NX  # a page of the VMM's that the guest's kernel may read
 
@@ -35,7 +34,7 @@ class DirectMmu:
         self.lenient = True
         self.base = -1  # the top-level table in use
         self.directories = [-1, -1, -1, -1]  # quads index of each directory in use, -1 for none
-        self.leaves: set[int] = set()  # validated leaf tables
+        self.leaves = Leaves(machine, frames)
         self._roots = roots = machine.allocate(2 + -(-len(visible) // 512))
         for hfn in roots:
             machine.clear(hfn)
@@ -49,7 +48,7 @@ class DirectMmu:
             self._own[n] = hfn << 12 | TABLE_ENTRY & ~(Pte.U | Pte.W)
         frames.changed_type = machine.flush_tlb
         self._take: dict[int, Callable[[int], None]] = {
-            Kind.LEAF: self._take_leaf,
+            Kind.LEAF: self.leaves.take,
             Kind.DIRECTORY: lambda mfn: self._take_directory(mfn, 512),
             Kind.LAST_DIRECTORY: self._take_last_directory,
             Kind.TOP: self._take_top,
@@ -90,6 +89,7 @@ class DirectMmu:
         if self.frames.take_type(mfn, kind):
             try:
                 self._take[kind](mfn)
+                self.fills += 512
             except Refused:
                 self.frames.drop_type(mfn)
                 raise
@@ -130,73 +130,8 @@ class DirectMmu:
         """The CPU's second level follows the guest's top-level table."""
         for n in range(4):
             entry = self.quads[self.base * 512 + n]
-            self.quads[self._pointers + n] = entry & _ADDRESS & ~0xFFF | TABLE_ENTRY if entry & Pte.P else 0
-            self.directories[n] = (entry & _ADDRESS) >> 12 << 9 if entry & Pte.P else -1
-
-    def _take_leaf(self, mfn: int) -> None:
-        frames, quads, at = self.frames, self.quads, mfn * 512
-        owned, kind, typed, refs, mixed = frames.owned, frames.kind, frames.typed, frames.refs, frames.mixed
-        entries = quads[at : at + 512].tolist()
-        index = -1
-        try:
-            for index, entry in enumerate(entries):  # hot: 512 times for a pin
-                if not entry & 1:
-                    continue
-                if entry & _FORBIDDEN:
-                    raise Refused(Errno.INVAL, "a forbidden bit in a page-table entry")
-                frame = (entry & _ADDRESS) >> 12
-                if not owned[frame]:
-                    raise Refused(Errno.PERM, FOREIGN)
-                if entry & 2:
-                    if typed[frame]:
-                        if kind[frame] != 1:
-                            self._reclaimed(frame)
-                    no_execute = not mixed[frame] and refs[frame] == typed[frame]
-                    kind[frame] = 1
-                    typed[frame] += 1
-                else:
-                    no_execute = bool(typed[frame]) and kind[frame] == 1 and not mixed[frame]
-                refs[frame] += 1
-                if no_execute != entry >> 63:
-                    quads[at + index] = entry ^ _NX
-        except (Refused, IndexError) as reason:
-            for entry in entries[:index]:
-                self._drop_leaf_entry(entry)
-            raise reason if isinstance(reason, Refused) else Refused(Errno.PERM, FOREIGN) from None
-        self.fills += 512
-        self.leaves.add(mfn)
-
-    def _reclaimed(self, frame: int) -> None:
-        """A frame in use as something else: the VMM may be the only one who uses it so. Raises Refused."""
-        self.frames.reclaim(frame)
-        if self.frames.typed[frame]:
-            raise Refused(Errno.BUSY, IN_USE)
-
-    def _take_leaf_entry(self, entry: int) -> int:
-        """The references of one new leaf entry; the result is the entry as it is to be stored. Raises Refused."""
-        entry &= _ADDRESS
-        if not entry & Pte.P:
-            return entry
-        if entry & _FORBIDDEN:
-            raise Refused(Errno.INVAL, "a forbidden bit in a page-table entry")
-        frames, frame = self.frames, entry >> 12
-        if frame >= frames.count or not frames.owned[frame]:
-            raise Refused(Errno.PERM, FOREIGN)
-        if entry & Pte.W:
-            alone = frames.refs[frame] == frames.typed[frame]
-            frames.take_type(frame, Kind.WRITABLE)
-            no_execute = alone and not frames.mixed[frame]
-        else:
-            no_execute = frames.typed[frame] > 0 and frames.kind[frame] == Kind.WRITABLE and not frames.mixed[frame]
-            frames.refs[frame] += 1
-        return entry | _NX if no_execute else entry
-
-    def _drop_leaf_entry(self, entry: int) -> None:
-        if entry & Pte.P:
-            frame = (entry & _ADDRESS) >> 12
-            if entry & Pte.W:
-                self.frames.typed[frame] -= 1
-            self.frames.drop(frame)
+            self.quads[self._pointers + n] = entry & ADDRESS & ~0xFFF | TABLE_ENTRY if entry & Pte.P else 0
+            self.directories[n] = (entry & ADDRESS) >> 12 << 9 if entry & Pte.P else -1
 
     def _take_directory(self, mfn: int, count: int) -> None:
         entries = self.quads[mfn * 512 : mfn * 512 + count].tolist()
@@ -208,9 +143,8 @@ class DirectMmu:
                     taken.append(entry)
         except Refused:
             for entry in taken:
-                self.release((entry & _ADDRESS) >> 12)
+                self.release((entry & ADDRESS) >> 12)
             raise
-        self.fills += count
 
     def _take_last_directory(self, mfn: int) -> None:
         self._take_directory(mfn, VMM_SLOT)
@@ -218,7 +152,7 @@ class DirectMmu:
             self.quads[mfn * 512 + VMM_SLOT + n] = entry
 
     def _take_directory_entry(self, entry: int) -> None:
-        if entry & (_FORBIDDEN | _NX):
+        if entry & (FORBIDDEN | _NX):
             raise Refused(Errno.INVAL, "a forbidden bit in a page-table entry")
         self.hold(entry >> 12, Kind.LEAF)
 
@@ -234,7 +168,6 @@ class DirectMmu:
             for entry in taken:
                 self.release(entry >> 12)
             raise
-        self.fills += 4
 
     def _take_top_entry(self, n: int, entry: int) -> None:
         if entry & _FORBIDDEN_TOP:
@@ -244,14 +177,12 @@ class DirectMmu:
     def _drop_entries(self, mfn: int, kind: int) -> None:
         quads, at = self.quads, mfn * 512
         if kind == Kind.LEAF:
-            self.leaves.discard(mfn)
-            for entry in quads[at : at + 512].tolist():
-                self._drop_leaf_entry(entry)
+            self.leaves.drop(mfn)
             return
         count = {Kind.DIRECTORY: 512, Kind.LAST_DIRECTORY: VMM_SLOT, Kind.TOP: 4}[kind]
         for entry in quads[at : at + count].tolist():
             if entry & Pte.P:
-                self.release((entry & _ADDRESS) >> 12)
+                self.release((entry & ADDRESS) >> 12)
         if kind == Kind.LAST_DIRECTORY:  # what is left of the VMM's would make the page look foreign to a later validation
             for n in range(VMM_SLOT, 512):
                 quads[at + n] = 0
@@ -281,12 +212,14 @@ class DirectMmu:
             self.written(mfn)
 
     def _update_leaf(self, at: int, old: int, entry: int) -> None:
-        if (old ^ entry) & (_ADDRESS & ~0xFFF | Pte.P | Pte.W) == 0 and not entry & _FORBIDDEN:
-            self.quads[at] = entry & _ADDRESS | old & _NX  # only its flags change
+        if self.frames.whole_tables:
+            self.frames.part(at >> 9)
+        if (old ^ entry) & (ADDRESS & ~0xFFF | Pte.P | Pte.W) == 0 and not entry & FORBIDDEN:
+            self.quads[at] = entry & ADDRESS | old & _NX  # only its flags change
             return
-        new = self._take_leaf_entry(entry)
+        new = self.leaves.take_entry(entry)
         self.quads[at] = new
-        self._drop_leaf_entry(old)
+        self.leaves.drop_entry(old)
 
     def _update_directory(self, at: int, old: int, entry: int, *, last: bool) -> None:
         if last and at & 511 >= VMM_SLOT:
@@ -295,7 +228,7 @@ class DirectMmu:
             self._take_directory_entry(entry)
         self.quads[at] = entry
         if old & Pte.P:
-            self.release((old & _ADDRESS) >> 12)
+            self.release((old & ADDRESS) >> 12)
 
     def _update_top(self, mfn: int, at: int, old: int, entry: int) -> None:
         if at & 511 >= 4:
@@ -307,7 +240,7 @@ class DirectMmu:
             self._point()
             self.machine.flush_tlb()
         if old & Pte.P:
-            self.release((old & _ADDRESS) >> 12)
+            self.release((old & ADDRESS) >> 12)
 
     def update_mapping(self, gva: int, entry: int) -> None:
         """Writes the leaf entry that maps `gva`. Raises Refused."""
@@ -325,7 +258,7 @@ class DirectMmu:
         if directory < 0:
             return -1
         entry = self.quads[directory + (gva >> 21 & 511)]
-        return (entry & _ADDRESS) >> 12 << 9 | gva >> 12 & 511 if entry & Pte.P else -1
+        return (entry & ADDRESS) >> 12 << 9 | gva >> 12 & 511 if entry & Pte.P else -1
 
     def leaf_entry(self, gva: int) -> tuple[int, int]:
         """(quads index, entry) for `gva`; (-1, 0) where no table is."""
@@ -338,7 +271,7 @@ class DirectMmu:
         directory = self.directories[gva >> 30]
         upper = self.quads[directory + (gva >> 21 & 511)] if directory >= 0 else 0
         if upper & Pte.P:
-            at = (upper & _ADDRESS) >> 12 << 9 | gva >> 12 & 511
+            at = (upper & ADDRESS) >> 12 << 9 | gva >> 12 & 511
             entry = self.quads[at]
             rights = upper & entry
             if entry & Pte.P and not (write and not rights & Pte.W) and not (user and not rights & Pte.U):
@@ -382,17 +315,18 @@ class DirectMmu:
         at, entry = self.leaf_entry(gva)
         if at < 0 or not entry & Pte.P or not entry & _NX:
             return False
-        frame = (entry & _ADDRESS) >> 12
+        frame = (entry & ADDRESS) >> 12
         frames = self.frames
+        frames.single(frame)
         frames.mixed[frame] = 1
-        self.quads[at] = entry & _ADDRESS
+        self.quads[at] = entry & ADDRESS
         if frames.refs[frame] > 1:
             wanted = (entry & ~0xFFF) | _NX
-            for leaf in self.leaves:
+            for leaf in self.leaves.tables:
                 table = self.quads[leaf * 512 : leaf * 512 + 512].tolist()
                 for n, other in enumerate(table):
                     if other & ~0xFFF == wanted and other & Pte.P:
-                        self.quads[leaf * 512 + n] = other & _ADDRESS
+                        self.quads[leaf * 512 + n] = other & ADDRESS
         self.machine.flush_tlb()  # or stores that the CPU has a translation for would not be noticed
         return True
 
@@ -401,7 +335,7 @@ class DirectMmu:
         _, entry = self.leaf_entry(gva)
         if not entry & Pte.P or entry & Pte.W:
             return False
-        frames, frame = self.frames, (entry & _ADDRESS) >> 12
+        frames, frame = self.frames, (entry & ADDRESS) >> 12
         if frame >= frames.count or not frames.owned[frame] or not frames.typed[frame]:
             return False
         kind = frames.kind[frame]

@@ -33,12 +33,16 @@ class Kind:
 
 
 NAMES: Final = ("no type", "writable", "L1", "L2", "L2 of the last GiB", "L3", "descriptors")
+CHUNK: Final = 512  # frames: as many as a table has entries
 FOREIGN: Final = "a frame that is not the guest's"
 IN_USE: Final = "a frame in use as something else"
 
 
 class Frames:
     """The frames of one guest, by machine frame number.
+
+    Most of a guest's memory is only ever mapped writable, 512 pages at a time, by one table in their own order: such a chunk is counted as a
+    whole. Whatever treats one frame of a chunk differently breaks it for good: from then on its frames are counted one by one.
 
     owned[mfn] is 1 for a frame of the guest's. refs counts all references: mappings, table entries, pins, registers. typed counts those that
     hold its type, kind the type they hold; a kind without references is only remembered. mixed[mfn] is 1 when a frame is executed and written.
@@ -50,6 +54,11 @@ class Frames:
         self.count = count
         self.owned, self.kind, self.mixed = bytearray(count), bytearray(count), bytearray(count)
         self.refs, self.typed = [0] * count, [0] * count
+        self.chunk = [-1] * count  # by frame: which chunk it belongs to
+        self.members: list[list[int]] = []  # of a chunk, in order
+        self.broken, self.ever = bytearray(), bytearray()  # by chunk: counted one by one; was ever counted as a whole
+        self.whole: list[int] = []  # by chunk: tables that map all of it writable
+        self.whole_tables: dict[int, int] = {}  # such a table -> its chunk
         self.pinned: set[int] = set()
         self.reserved: set[int] = set()  # the VMM's own pages that the guest may map: never freed, never page tables
         self.given_up: set[int] = set()  # owned no more, waiting for their last reference
@@ -58,9 +67,59 @@ class Frames:
         self.reclaim: Callable[[int], None] = lambda mfn: None  # the VMM may give up its own use of a frame
 
     def adopt(self, mfns: list[int]) -> None:
-        """Makes frames the guest's."""
+        """Makes frames the guest's, in the order of its own pages."""
         for mfn in mfns:
             self.owned[mfn] = 1
+        for start in range(0, len(mfns) - CHUNK + 1, CHUNK):
+            members = mfns[start : start + CHUNK]
+            for mfn in members:
+                self.chunk[mfn] = len(self.members)
+            self.members.append(members)
+        self.whole = [0] * len(self.members)
+        self.broken, self.ever = bytearray(len(self.members)), bytearray(len(self.members))
+
+    def single(self, mfn: int) -> None:
+        """This frame is going to be treated differently from the others of its chunk."""
+        chunk = self.chunk[mfn]
+        if chunk >= 0 and not self.broken[chunk]:
+            self._break(chunk)
+
+    def _break(self, chunk: int) -> None:
+        self.broken[chunk] = 1
+        if not self.ever[chunk]:
+            return
+        tables = self.whole[chunk]
+        for mfn in self.members[chunk]:  # none of them is or was anything but writable memory
+            self.kind[mfn] = Kind.WRITABLE
+            self.refs[mfn] += tables
+            self.typed[mfn] += tables
+        self.whole[chunk] = 0
+        self.whole_tables = {table: other for table, other in self.whole_tables.items() if other != chunk}
+
+    def take_whole(self, table: int, chunk: int) -> None:
+        """A table maps all of an unbroken chunk writable."""
+        self.whole[chunk] += 1
+        self.ever[chunk] = 1
+        self.whole_tables[table] = chunk
+
+    def drop_whole(self, table: int) -> bool:
+        """It does so no more; False when it did not."""
+        chunk = self.whole_tables.pop(table, -1)
+        if chunk < 0:
+            return False
+        self.whole[chunk] -= 1
+        return True
+
+    def part(self, table: int) -> None:
+        """A table that maps a chunk as a whole is about to change in a part: its entries are counted one by one."""
+        chunk = self.whole_tables.get(table)
+        if chunk is None:
+            return
+        self.drop_whole(table)
+        for mfn in self.members[chunk]:
+            self.kind[mfn] = Kind.WRITABLE
+            self.refs[mfn] += 1
+            self.typed[mfn] += 1
 
     def reserve(self, mfn: int) -> None:
         """Makes a page of the VMM's one that the guest may map, writable too."""
@@ -72,6 +131,7 @@ class Frames:
         """One reference more. Raises Refused for a frame that is not the guest's."""
         if mfn >= self.count or not self.owned[mfn]:
             raise Refused(Errno.PERM, FOREIGN)
+        self.single(mfn)
         self.refs[mfn] += 1
 
     def drop(self, mfn: int) -> None:
@@ -87,6 +147,8 @@ class Frames:
         """One reference more that holds a type; True when it is the first, so that the contents must be checked. Raises Refused."""
         if mfn >= self.count or not self.owned[mfn]:
             raise Refused(Errno.PERM, FOREIGN)
+        if kind != Kind.WRITABLE:
+            self.single(mfn)
         if self.typed[mfn] and self.kind[mfn] != kind:
             self.reclaim(mfn)
             if self.typed[mfn]:
@@ -111,6 +173,7 @@ class Frames:
         """The guest gives a frame back: it is free when nothing refers to it any more. Raises Refused."""
         if mfn >= self.count or not self.owned[mfn] or mfn in self.reserved:
             raise Refused(Errno.PERM, FOREIGN)
+        self.single(mfn)
         self.owned[mfn] = 0
         if self.refs[mfn]:
             self.given_up.add(mfn)
