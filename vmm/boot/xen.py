@@ -26,6 +26,7 @@ MAGIC: Final = b"xen-3.0-x86_32p"
 _ALIGN, _SPARE = 4 << 20, 512 << 10  # the first mapping ends on a multiple of 4 MiB, with so much room behind what is used
 _COMMAND_LINE: Final = 1024
 _TABLE, _LEAF, _READ_ONLY, _PRESENT = 0x67, 0x63, 0x61, 0x01  # P W U A D; P W A D; P A D; P
+_ROW: Final = struct.Struct("<4I")  # of a table of modules (Multiboot 0.6.96, 3.3)
 _LAST_REGION = 3  # the top-level entry whose directory has the VMM's own mappings: every domain needs one
 
 
@@ -49,15 +50,14 @@ def load_domain(
 ) -> Start:
     """Builds a domain of the kernel `path` in `memory`, page n of which is machine frame frames[n].
 
-    shared_info: machine address of the shared info page. modules, initrd: at most one file together, whose arguments follow the kernel's
-    command line. Raises InputError, and then nothing is written.
+    shared_info: machine address of the shared info page. initrd: the one module that the ABI knows. modules: several in it, behind a table as
+    multiboot has it, which is how GNU Mach wants them. Raises InputError, and then nothing is written.
     """
     image = read_image(path, memory.size)
     _check_bits(path, image)
     parsed = elf.parse(path, image)
     notes = read_xen_notes(path, image)
-    file, arguments = _module(path, modules, initrd)
-    module = read_file(file, memory.size, f"module is larger than the guest's memory ({mib(memory.size)})") if file else b""
+    module, arguments = _module(path, modules, initrd, memory.size)
     command_line = " ".join(filter(None, (append, arguments))).encode("utf-8", "surrogateescape")
     if len(command_line) >= _COMMAND_LINE or b"\0" in command_line:
         raise InputError(f"--append: longer than the {_COMMAND_LINE - 1} bytes that the start info page has room for, or with a NUL in it")
@@ -97,14 +97,36 @@ def _check_bits(path: str, image: bytes) -> None:
         raise InputError(f"{path}: not an ELF file: --backend pv runs 32-bit PAE Xen kernels")
 
 
-def _module(path: str, modules: Sequence[str], initrd: str | None) -> tuple[str, str]:
-    texts = [*modules, *([initrd] if initrd is not None else [])]
-    if len(texts) > 1:
-        raise InputError(f"{path}: a Xen domain takes one module (--module, --initrd)")
-    file, _, arguments = texts[0].partition(" ") if texts else ("", "", "")
-    if texts and not file:
-        raise InputError(f"--module {texts[0]!r}: names no file")
-    return file, arguments
+def _module(path: str, modules: Sequence[str], initrd: str | None, memory_size: int) -> tuple[bytes, str]:
+    """The domain's module, and what of the words beside it belongs on the kernel's command line."""
+    if initrd is not None and modules:
+        raise InputError(f"{path}: a Xen domain takes either --initrd or --module")
+    beyond = f"module is larger than the guest's memory ({mib(memory_size)})"
+    if initrd is not None:
+        file, _, arguments = initrd.partition(" ")
+        return read_file(file, memory_size, beyond), arguments
+    if not modules:
+        return b"", ""
+    files = []
+    for text in modules:
+        file = text.partition(" ")[0]
+        if not file or "\0" in text:
+            raise InputError(f"--module {text!r}: names no file")
+        files.append((read_file(file, memory_size, beyond), text.encode("utf-8", "surrogateescape") + b"\0"))
+    return _module_table(files), ""
+
+
+def _module_table(files: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """{start, end, text, 0} for each module and zeroes behind the last, counted from the table's own start; each module on a page of its own."""
+    table, texts = b"", b""
+    at = (len(files) + 1) * _ROW.size
+    start = -(-(at + sum(len(text) for _, text in files)) // PAGE) * PAGE
+    contents = b""
+    for data, text in files:
+        table += _ROW.pack(start + len(contents), start + len(contents) + len(data), at + len(texts), 0)
+        texts += text
+        contents += data.ljust(-(-len(data) // PAGE) * PAGE, b"\0")
+    return (table + bytes(_ROW.size) + texts).ljust(start, b"\0") + contents
 
 
 def _kernel(path: str, parsed: elf.Elf, image: bytes, notes: XenNotes, memory_size: int) -> tuple[list[tuple[int, bytes, int]], int]:

@@ -102,7 +102,8 @@ def test_any_notes(data: bytes, at: int) -> None:
     (elf(CONTENTS, notes(), size=16 << 20), 8, {}, "lies outside the guest's memory"),
     (elf(CONTENTS, notes(), size=(8 << 20) - 0x4000), 8, {}, "too little memory"),
     (kernel({CODE: "nop"}), 8, {"append": "x" * 1024}, "1023 bytes"),
-    (kernel({CODE: "nop"}), 8, {"modules": ("a", "b")}, "one module"),
+    (kernel({CODE: "nop"}), 8, {"modules": ("a",), "initrd": "b"}, "either --initrd or --module"),
+    (kernel({CODE: "nop"}), 8, {"initrd": "gone"}, "gone: "),
     (kernel({CODE: "nop"}), 8, {"modules": ("gone",)}, "gone: "),
 ])  # fmt: skip
 def test_what_is_not_built(tmp_path: object, image: bytes, memory: int, how: dict[str, object], text: str) -> None:
