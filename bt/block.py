@@ -59,6 +59,11 @@ class Block:
     rows: list[Row | None]
     undecodable: list[int] = field(default_factory=list)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it begins with a string instruction with a REP prefix."""
+        return bool(self.instructions) and self.instructions[0].is_repeated_string
+
 
 class SiteKind(Enum):
     """Why translated code traps."""

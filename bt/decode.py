@@ -60,6 +60,11 @@ class Instruction:
         """Bytes of an address, likewise."""
         return 2 if bool(self.prefixes & ADDRESS_SIZE) == self.wide else 4
 
+    @property
+    def is_repeated_string(self) -> bool:
+        """Whether it is a string instruction with a REP prefix."""
+        return bool(self.prefixes & REPEAT) and self.opcode in _STRINGS
+
     def relative_target(self) -> int:
         """Where a relative jump, branch or call goes (its last 1, 2 or 4 bytes are the displacement)."""
         opcode, width = self.opcode, self.operand_size

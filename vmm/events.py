@@ -17,7 +17,7 @@ from vmm.mmu.linear import LinearMemory
 from vmm.segments import Segments
 from vmm.stack import Stack
 from vmm.vcpu import Vcpu
-from vmm.x86.bits import CONTRIBUTORY, ERROR_CODE_VECTORS, Cr0, Flag, Vector
+from vmm.x86.bits import CONTRIBUTORY, ERROR_CODE_VECTORS, Cr0, Dr7, Flag, Vector
 from vmm.x86.descriptors import CODE, CONFORMING, INTERRUPT_GATE, PRESENT, SEGMENT, TASK_GATE, TRAP_GATE, Segment, dpl, segment, system_type
 
 _FAULTS_WITH_RF = frozenset((0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19))
@@ -116,8 +116,15 @@ class Events:
         vcpu.eip = offset
         off = Flag.TF | Flag.NT | Flag.RF | Flag.VM | (Flag.IF if kind & 1 == 0 else 0)
         vcpu.set_flags(flags & ~off)
+        self._delivered(vector)
+
+    def _delivered(self, vector: int) -> None:
+        vcpu = self.vcpu
         vcpu.inhibited = False
         vcpu.halted = False
+        vcpu.delivered += 1
+        if vector == Vector.DB:
+            vcpu.debug[7] &= ~Dr7.GD
 
     def _deliver_real(self, vector: int, back_to: int) -> None:
         """Through the table of far pointers that the IDTR names in real mode. No error code is pushed."""
@@ -133,8 +140,7 @@ class Events:
         vcpu.esp = stack.esp
         vcpu.eip = handler & 0xFFFF
         vcpu.set_flags(flags & ~(Flag.TF | Flag.IF | Flag.AC | Flag.RF))
-        vcpu.inhibited = False
-        vcpu.halted = False
+        self._delivered(vector)
 
 
 def _combined(first: GuestFault, second: GuestFault) -> GuestFault:

@@ -27,7 +27,7 @@ from vmm.exits import (
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.mmio import access_device_memory
 from vmm.ports import user_port_access
-from vmm.x86.bits import Vector
+from vmm.x86.bits import Dr6, Vector
 from vmm.xen.privileged import emulate_privileged
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class Monitor:
                     vcpu.eip = instruction.next
                 return outcome
             case Raised(vector, error):
+                if vector == Vector.DB:
+                    vcpu.debug[6] |= Dr6.BS
                 raise GuestFault(vector, error)
             case PageFault(gva, error):
                 raise GuestPageFault(gva, error)
@@ -120,6 +122,4 @@ class Monitor:
         if isinstance(fault, GuestPageFault):
             vm.vcpu.cr2 = fault.gva
         vm.stats.injected[fault.vector] += 1
-        if fault.vector == Vector.DB:
-            vm.vcpu.debug[6] |= 1 << 14
         vm.events.raise_exception(fault.vector, fault.error)

@@ -42,7 +42,7 @@ class Vcpu(Protocol):
     """One virtual CPU, as those who emulate and deliver see it. Exact whenever the monitor handles an exit.
 
     trap_flag: TF in virtual kernel mode. inhibited: no interrupt before the next instruction is done. state: the CPU's live state, for
-    what is always the guest's own. debug: DR0 to DR7. msrs: the MSRs that exist and are no more than stored values.
+    what is always the guest's own. delivered: events so far. debug: DR0 to DR7. msrs: the MSRs that exist and are no more than stored values.
     """
 
     state: memoryview[int]
@@ -65,6 +65,7 @@ class Vcpu(Protocol):
     trap_flag: bool
     inhibited: bool
     halted: bool
+    delivered: int
     msrs: dict[int, int]
     esp: int
 
@@ -111,6 +112,7 @@ class DeprivilegedVcpu:
         self.trap_flag = False  # TF
         self.inhibited = False  # no interrupt before the next instruction is done: behind sti and loads of SS
         self.halted = False
+        self.delivered = 0  # events so far
         self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
         self.msrs: dict[int, int] = {}
 

@@ -54,12 +54,12 @@ class Left:
         return list(struct.unpack(f"<{len(self.memory[watched]) // 4}I", self.memory[watched]))
 
 
-def run_here(program: Program, *, ring: int = 1, stubs_in_cache: bool = True, translate_user: bool = False) -> Left:
-    """Runs a program under binary translation. Fails with the reason for any other end than DONE."""
+def run_here(program: Program, *, ring: int = 1, stubs_in_cache: bool = True, translate_user: bool = False, timeless: bool = True) -> Left:
+    """Runs a program under binary translation. Fails with the reason for any other end than DONE. timeless: no device interrupts."""
     parts = {**program.parts, DONE: _DONE, _ONWARD: pack([_HERE]), _HERE: FINISH}
     if program.entry != ENTRY:
         parts[ENTRY] = f"mov eax,{program.entry:#x}; jmp eax"
-    vm = flat_vm(parts, ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user, memory_mib=MEMORY_MIB, timeless=True)
+    vm = flat_vm(parts, ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user, memory_mib=MEMORY_MIB, timeless=timeless)
     finish(vm)
     registers = struct.unpack("<9I", vm.memory.read(_SAVED, 36))
     return Left(dict(zip(REGISTERS, registers, strict=True)), tuple(vm.memory.read(at, size) for at, size in program.watched))

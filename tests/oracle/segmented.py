@@ -97,7 +97,7 @@ def _handler(vector: int) -> str:
 
 # Stack: pusha, then vector, error, EIP, CS, EFLAGS (RF is left out: QEMU does not set it, SDM 3B 17.3.1.1), and ESP and SS of an outer level.
 _COMMON = f"""
-    pushad; mov ebp,esp; push ds; push es; push fs; push gs; mov eax,0x10; mov ds,eax; mov es,eax
+    pushad; mov ebp,esp; .byte 0x1e,0x06,0x0f,0xa0,0x0f,0xa8; mov eax,0x10; mov ds,eax; mov es,eax
     mov eax,0xffffffff; call {LOG_EAX:#x}
     {"; ".join(f"mov eax,[ebp+{4 * n}]; call {LOG_EAX:#x}" for n in range(8, 12))}
     mov eax,[ebp+48]; and eax,0xfffeffff; call {LOG_EAX:#x}
@@ -142,7 +142,7 @@ def program(kernel: str, *, user: str = "", inner: str = "", narrow: str = "", p
         POINTERS: pack([0x7FF | (GDT & 0xFFFF) << 16, GDT >> 16, 0x7FF | (IDT & 0xFFFF) << 16, IDT >> 16]),
         DIRECTORY: pack([0x87]),
         COMMON: f"{_COMMON}; mov esp,{STACKS[0]:#x}; mov eax,{BACK:#x}; jmp eax",
-        COMMON + 0x800: f"{_COMMON}; lea esp,[ebp-16]; pop gs; pop fs; pop es; pop ds; popad; add esp,8; .byte 0xcf",
+        COMMON + 0x800: f"{_COMMON}; lea esp,[ebp-16]; .byte 0x0f,0xa9,0x0f,0xa1,0x07,0x1f; popad; add esp,8; .byte 0xcf",
         HANDLERS: b"".join(assemble(_handler(vector), HANDLERS + 0x20 * vector).ljust(0x20, b"\x90") for vector in range(32)),
     }
     if user:

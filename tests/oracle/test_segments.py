@@ -8,8 +8,28 @@ from typing import Any
 
 import pytest
 
+from tests.assembly import ENTRY, assemble
 from tests.oracle.program import Left, Program, run_here, run_on_qemu
-from tests.oracle.segmented import ANY, BASE, INNER, LOG, LOG_EAX, NARROW_CODE, SELECTORS, STACKS, USER, enter, far, finish, log, narrow_code, program
+from tests.oracle.segmented import (
+    ANY,
+    BASE,
+    COMMON,
+    GDT,
+    INNER,
+    LOG,
+    LOG_EAX,
+    NARROW_CODE,
+    SELECTORS,
+    STACKS,
+    TSS,
+    USER,
+    enter,
+    far,
+    finish,
+    log,
+    narrow_code,
+    program,
+)
 from tests.require import require
 
 S = SELECTORS
@@ -160,7 +180,7 @@ def _at_levels() -> dict[str, Program]:
             f"{_DATA} pushfd; pop eax; {log('eax')}; push 0x3ed7; popfd; pushfd; pop eax; push 2; popfd; {log('eax')}",
             into=enter(level, flags=0x1202),
         )
-        case("flags by iret", f"{_DATA} push 0x3ad7; push cs; push {ANY:#x}; {_IRET}", parts={ANY: f"pushfd; pop eax; cld; {log('eax')}; ud2"})
+        case("flags by iret", f"{_DATA} push 0x3ad7; .byte 0x0e; push {ANY:#x}; {_IRET}", parts={ANY: f"pushfd; pop eax; cld; {log('eax')}; ud2"})
         for name in (
             "data0",
             "data1",
@@ -263,8 +283,167 @@ def _at_levels() -> dict[str, Program]:
     return made
 
 
+_TRAPPING = "push 0x102; popfd; "
+_DEBUG = "xor eax,eax; mov eax,dr6; push eax; mov eax,0xffff0ff0; mov dr6,eax; pop eax; " + log("eax") + "; "
+
+
+def _stepping() -> dict[str, Program]:
+    """TF in the kernel and outside of it, and debug registers."""
+    bodies = {
+        "plain": "nop; inc eax; mov ecx,5; nop",
+        "memory": f"mov [{LOG + 0x380:#x}],eax; push eax; pop ecx; xchg eax,ecx",
+        "jumps": "jmp @a; nop; @a: call @f; jmp @b; @f: ret; @b: xor ecx,ecx; jecxz @c; nop; @c: jz @d; nop; @d: nop",
+        "sensitive": "mov ecx,cr0; smsw ecx; sgdt [esp-16]; pushfd; pop ecx; str ecx; mov ecx,cs; mov edx,ss; cli; cld",
+        "mov ss": "mov ecx,ss; mov ss,ecx; nop; nop; .byte 0x16,0x17; inc edx; nop",
+        "data segments": "mov ecx,ds; mov ds,ecx; .byte 0x06,0x07; nop",
+        "rep movs": f"mov esi,{LOG:#x}; mov edi,{LOG + 0x380:#x}; mov ecx,3; rep movsb; nop",
+        "rep stos, none": f"mov edi,{LOG + 0x380:#x}; xor ecx,ecx; rep stosd; nop",
+        "repe cmps": f"mov esi,{LOG + 0x380:#x}; mov edi,{LOG + 0x390:#x}; mov ecx,3; repe cmpsb; nop",
+        "int": "int 0x40; nop; nop",
+        "untaken into": ".byte 0xce; nop; nop",
+        "popf off": "push 2; popfd; nop",
+        "popf again": "push 0x102; popfd; nop",
+        "iret off": f"pushfd; and dword ptr [esp],0xfffffeff; .byte 0x0e; push {ANY:#x}; .byte 0xcf",
+        "iret on": f"pushfd; .byte 0x0e; push {ANY:#x}; .byte 0xcf",
+        "fault": "ud2",
+        "privileged fault": "mov ecx,8; ltr cx",
+        "x87": "fninit; fld1; fstp dword ptr [esp-8]; wait; nop",
+        "far jump": f"{far('jmp', 8, ANY)}",
+    }
+    made: dict[str, Program] = {}
+    back = {ANY: f"nop; nop; push 2; popfd; {log('esp')}; {finish()}"}
+    for name, body in bodies.items():
+        body = body.replace("@", "l")
+        made[f"TF: {name}"] = program(f"{_TRAPPING} {body}; push 2; popfd; {_DEBUG} {finish()}", inner=f"nop; nop; {_IRET}", parts=back)
+        if "privileged" in name or name in ("sensitive", "far jump", "mov ss"):
+            continue
+        made[f"TF: user: {name}"] = program(
+            enter(3, flags=0x202), user=f"{_DATA} mov eax,7; {_TRAPPING} {body}; push 2; popfd; ud2", inner=f"nop; nop; {_IRET}", parts=back
+        )
+    made["TF: into user by iret"] = program(
+        enter(3, flags=0x302), user=f"nop; {_DATA} nop; int 0x40; nop; push 2; popfd; ud2", inner=f"nop; nop; {_IRET}"
+    )
+    made["TF: level 1"] = program(
+        enter(1, flags=0x102), user="nop; mov eax,0x23; mov ds,eax; inc ecx; int 0x40; nop; push 2; popfd; ud2", inner=f"nop; nop; {_IRET}"
+    )
+    made["TF: 16-bit"] = _narrow(".byte 0x66; push 0x102; .byte 0x66; popf; nop; inc ax; mov cx,2; l: loop l; .byte 0x66; push 2; .byte 0x66; popf")
+    made["TF: dr6"] = program(f"{_TRAPPING} nop; push 2; popfd; {_DEBUG} {_DEBUG} {finish()}")
+    made["debug registers"] = program(
+        "mov eax,0x12345678; mov dr0,eax; mov eax,0xffffffff; mov dr1,eax; mov dr2,eax; mov dr3,eax; mov ebx,dr0; mov ecx,dr6; "
+        f"mov edx,dr7; {log('ebx', 'ecx', 'edx')}; {finish()}"
+    )
+    return made
+
+
+def _lazy_fpu() -> dict[str, Program]:
+    """CR0.TS, EM, MP and NE: #NM and #MF in the kernel and in user code."""
+    made: dict[str, Program] = {}
+    instructions = {
+        "fld1": "fld1",
+        "wait": "wait",
+        "movaps": ".byte 0x0f,0x28,0xc1",
+        "fxsave": "sub esp,0x400; and esp,0xfffffff0; fxsave [esp]",
+        "fninit": "fninit",
+    }
+    for bits, name in ((8, "TS"), (10, "TS MP"), (2, "MP"), (4, "EM"), (12, "EM TS"), (6, "EM MP")):
+        control = f"mov eax,cr4; or eax,0x200; mov cr4,eax; mov eax,cr0; or eax,{bits:#x}; mov cr0,eax; mov eax,0"
+        for text, code in instructions.items():
+            made[f"FPU: {name}: {text}"] = program(f"{control}; {code}; ud2")
+            made[f"FPU: {name}: user {text}"] = program(f"{control}; {enter(3)}", user=f"{code}; ud2")
+    clear = f"""mov eax,cr0; or eax,8; mov cr0,eax; clts; fld1; fstp dword ptr [{LOG + 0x380:#x}]
+        mov ebx,[{LOG + 0x380:#x}]; mov ecx,cr0; {log("ebx", "ecx")}; {finish()}"""
+    made["FPU: clts"] = program(clear)
+    unmask = "mov eax,cr0; or eax,0x22; mov cr0,eax; fninit; push 0x37b; fldcw [esp]; fld1; fldz; .byte 0xde,0xf9"
+    for text, code in {"fld1": "fld1", "wait": "wait", "fnstsw": f"fnstsw ax; and eax,0x80ff; {log('eax')}; {finish()}"}.items():
+        made[f"FPU: error: {text}"] = program(f"{unmask}; nop; {code}; ud2")
+    made["FPU: error: user"] = program(
+        f"mov eax,cr0; or eax,0x22; mov cr0,eax; {enter(3)}", user="fninit; push 0x37b; fldcw [esp]; fld1; fldz; .byte 0xde,0xf9; nop; fld1; ud2"
+    )
+    return made
+
+
+def at_level(level: int, code: str, *, inner: str = "", parts: Mapping[int, str | bytes] | None = None) -> Program:
+    """The same code in the kernel or outside of it."""
+    if level == 0:
+        return program(f"{code}; {finish()}", inner=inner, parts=parts)
+    return program(enter(level), user=f"{code}; ud2", inner=inner, parts=parts)
+
+
+def _segments() -> dict[str, Program]:
+    """Hidden parts of segment registers, and segments of other shapes, in the kernel and in user code."""
+    at_base = {BASE + LOG - BASE + 0x380: b"\x78\x56\x34\x12", LOG + 0x380 - BASE: b"\x11\x22\x33\x44"}
+    word = LOG + 0x380 - BASE  # by a segment with a base of BASE this is LOG + 0x380
+    made: dict[str, Program] = {}
+    descriptor_at = GDT + (S["based_data3"] & 0xFFF8)
+    for level in (0, 1, 2, 3):
+        selector = S["based_data3"] | 3
+        for name in ("ds", "es", "fs", "gs"):
+            code = f"""{_DATA} mov eax,{selector:#x}; mov {name},eax; mov ebx,{name}:[{word:#x}]
+                int 0x40; mov ecx,{name}:[{word:#x}]; mov {name}:[{word + 4:#x}],ecx
+                int 0x40; mov edx,{name}:[{word + 4:#x}]; {_DATA} {log("ebx", "ecx", "edx")}"""
+            # Behind the first INT the descriptor in memory has another base: the register keeps the old one until it is loaded again.
+            change = f".byte 0x36; xor byte ptr [{descriptor_at + 4:#x}],1; .byte 0xcf"
+            again = f"mov eax,{selector:#x}; mov {name},eax; mov ebx,{name}:[{word:#x}]; {_DATA} {log('ebx')}"
+            made[f"segments: level {level}: hidden state of {name}"] = at_level(level, f"{code}; {again}", inner=change, parts=at_base)
+        for data in ("fresh_data3", "fresh_data"):
+            accessed = f"{_DATA} mov eax,{S[data] | (3 if level else 0):#x}; mov gs,eax; {log(f'dword ptr [{GDT + S[data] + 4:#x}]')}"
+            made[f"segments: level {level}: accessed {data}"] = at_level(level, accessed)
+        down = f"{_DATA} mov eax,{S['down3'] | 3:#x}; mov fs,eax; mov ebx,fs:[{LOG + 0x380:#x}]; {log('ebx')}"
+        made[f"segments: level {level}: expand-down"] = at_level(level, down, parts=at_base)
+    based = f"""mov eax,{S["based_data3"] | 3:#x}; mov ds,eax; mov es,eax; mov fs,eax; mov gs,eax
+        mov ebx,[{word:#x}]; mov esi,{word:#x}; mov edi,{word + 16:#x}; .byte 0xa5
+        mov ecx,dword ptr es:[{word + 16:#x}]; push 0x77; mov edx,dword ptr ss:[esp]; pop eax; mov ebp,esp; mov esi,[ebp-4]
+        call @f; jmp @g; @f: mov edi,dword ptr cs:[{word:#x}]; ret; @g: int 0x40
+        mov eax,0x23; mov ds,eax; """.replace("@", "l")
+    shown = f"push 0x23; .byte 0x1f; {log('ebx', 'ecx', 'edx', 'esi', 'edi', 'ebp')}; ud2"
+    made["segments: all six with a base, user"] = program(
+        f"push {S['based_data3'] | 3:#x}; push {STACKS[3] - BASE:#x}; push 2; push {S['based_code3'] | 3:#x}; push {ANY - BASE:#x}; {_IRET}",
+        inner=_IRET,
+        parts=at_base | {ANY: assemble(f"{based} {far('jmp', 0x1B, USER)}", ANY - BASE), USER: f"{shown}"},
+    )
+    made["segments: all six with a base, kernel"] = program(
+        f"mov eax,{S['based_data']:#x}; mov ss,eax; mov esp,{STACKS[0] - 0x100 - BASE:#x}; {far('jmp', S['based_code'], ANY - BASE)}",
+        inner=_IRET,
+        parts=at_base
+        | {ANY: assemble(f"{based} {far('jmp', 8, USER)}", ANY - BASE), USER: f"mov ax,0x10; mov ss,ax; mov esp,{STACKS[0]:#x}; {shown}"},
+    )
+    narrow_user = f"""mov bx,sp; push 0x1234; pop dx; mov si,cs; int 0x43; mov di,sp
+        mov ax,{S["narrow_data3"] | 3:#x}; mov ds,ax; mov cx,[bx-2]; call f; f: pop bp; ud2"""
+    made["segments: 16-bit user code"] = program(
+        f"push {S['narrow_data3'] | 3:#x}; push 0x1234; push 0x202; push {S['narrow_code3'] | 3:#x}; push 0x500; {_IRET}",
+        parts={NARROW_CODE + 0x500: narrow_code(narrow_user, 0x500), NARROW_CODE + 0x4000: narrow_code("push bp; mov bp,sp; pop bp; iret", 0x4000)},
+    )
+    made["segments: call through a gate from 16-bit user code"] = program(
+        f"push {S['narrow_data3'] | 3:#x}; push 0x1234; push 2; push {S['narrow_code3'] | 3:#x}; push 0x500; {_IRET}",
+        inner=_shown(6, ".byte 0xca,8,0"),
+        parts={
+            NARROW_CODE + 0x500: narrow_code(
+                f".byte 0x66,0x68,1,0,0,0; .byte 0x66,0x68,2,0,0,0; .byte 0x9a; .short 0,{S['gate0']:#x}; mov bx,sp; ud2", 0x500
+            )
+        },
+    )
+    for name, ss1, tr_limit in (
+        ("null", 0, 0x67),
+        ("of another level", 0x10, 0x67),
+        ("absent", S["absent_data"], 0x67),
+        ("beyond", 0x7F8 | 1, 0x67),
+        ("of a short TSS", 0, 0x12),
+    ):
+        patch = f"""mov word ptr [{TSS + 16:#x}],{ss1:#x}; mov word ptr [{GDT + S["tss"]:#x}],{tr_limit:#x}
+            and byte ptr [{GDT + S["tss"] + 5:#x}],0xfd; mov eax,{S["tss"]:#x}; ltr ax"""
+        made[f"segments: inner stack {name}: int"] = program(f"{patch}; {enter(3)}", user="int 0x41")
+        made[f"segments: inner stack {name}: call"] = program(f"{patch}; {enter(3)}", user=f"push 1; {far('call', S['gate1'], 0)}")
+    made["segments: through three levels"] = program(
+        enter(3),
+        user=f"int 0x42; {_LOG_SELECTORS} ud2",
+        inner=f"""mov eax,cs; and eax,3; jz @z; cmp al,1; je @o; {_LOG_SELECTORS} int 0x41; jmp @e
+            @o: {_LOG_SELECTORS} int 0x40; jmp @e; @z: {_frame(5)}; @e: {_IRET}""".replace("@", "l"),
+    )
+    return made
+
+
 NARROW = S["narrow_data"]
-PROGRAMS: dict[str, Program] = _in_narrow_code() | _at_levels()
+PROGRAMS: dict[str, Program] = _in_narrow_code() | _at_levels() | _stepping() | _lazy_fpu() | _segments()
 
 _GENERAL_PROTECTION = (0xFFFFFFFF, 13, 0)
 # What QEMU does not check and the manual demands: the vector, error code and EIP that are logged.
@@ -275,6 +454,14 @@ BY_THE_MANUAL: dict[str, tuple[Program, tuple[int, ...]]] = {
         program(enter(3), user=f"push 1; push 2; {far('call', S['gate_conforming'], 0)}", inner=_shown(4, "ud2")),
         (S["conforming0"] | 3, 0x23, 0, 0, 0, 0, STACKS[3] - 0x10, USER + 0xB, 0x1B, 2, 1),
     ),
+    "a trap behind lss": (
+        program(f"push 0x10; push esp; {_TRAPPING} .byte 0x0f,0xb2,0x24,0x24; ud2"),
+        (0xFFFFFFFF, 1, 0xE0E0, ENTRY + 0x61, 8, 0x102, 0x10, 0x10, 0x10, 0x10, 0x80000011, 0, 0xFFFFFFFF, 6, 0xE0E0, ENTRY + 0x61),
+    ),
+    "no access to debug registers with DR7.GD": (
+        program(f"mov eax,0x2400; mov dr7,eax; nop; mov ecx,dr6; nop; mov edx,dr7; {_DEBUG} {log('edx')}; {finish()}"),
+        (0xFFFFFFFF, 1, 0xE0E0, ENTRY + 0x5D, 8, 0x86, 0x10, 0x10, 0x10, 0x10, 0x2400, 0, 0xFFFF2FF0, 0x400),
+    ),
     "a store through a 16-bit cs": (_narrow("mov word ptr cs:[0x200],1"), (*_GENERAL_PROTECTION, 0x100)),
     "a store through a flat cs": (program(far("jmp", 8, ANY), parts={ANY: "mov dword ptr cs:[0x180000],1"}), (*_GENERAL_PROTECTION, ANY)),
     "a store through a based cs": (
@@ -284,6 +471,33 @@ BY_THE_MANUAL: dict[str, tuple[Program, tuple[int, ...]]] = {
     "a selector stored through cs": (program(far("jmp", 8, ANY), parts={ANY: ".byte 0x2e,0x8c,0x0d; .long 0x180000"}), (*_GENERAL_PROTECTION, ANY)),
     "a table stored through cs": (program(far("jmp", 8, ANY), parts={ANY: ".byte 0x2e,0x0f,0x01,0x05; .long 0x180000"}), (*_GENERAL_PROTECTION, ANY)),
     "an x87 store through cs": (program(far("jmp", 8, ANY), parts={ANY: ".byte 0x2e,0xdd,0x1d; .long 0x180000"}), (*_GENERAL_PROTECTION, ANY)),
+}
+
+_TICKS = LOG + 0x300
+_TIMER = "mov al,0x11; out 0x20,al; mov al,0x40; out 0x21,al; mov al,4; out 0x21,al; mov al,1; out 0x21,al; mov al,0xfe; out 0x21,al; "
+_TIMER += "mov al,0x34; out 0x43,al; mov al,0; out 0x40,al; mov al,8; out 0x40,al"
+_TICK = f"push eax; .byte 0x1e; mov eax,0x10; mov ds,eax; inc dword ptr [{_TICKS:#x}]; mov al,0x20; out 0x20,al; .byte 0x1f; pop eax; .byte 0xcf"
+_UNTIL = f"mov edi,{_TICKS:#x}; xor ecx,ecx; l: inc ecx; mov eax,[edi]; cmp eax,5; jb l"
+INTERRUPTED = {
+    "16-bit code": program(f"{_TIMER}; {_TO_NARROW}", narrow=f"sti; {_UNTIL}; cli; {_FROM_NARROW}", inner=_TICK, parts=_NARROW_END),
+    "16-bit code that halts": program(
+        f"{_TIMER}; {_TO_NARROW}",
+        narrow=f"mov edi,{_TICKS:#x}; l: sti; hlt; mov eax,[edi]; cmp eax,5; jb l; cli; {_FROM_NARROW}",
+        inner=_TICK,
+        parts=_NARROW_END,
+    ),
+    "a string instruction in 16-bit code": program(
+        f"{_TIMER}; {_TO_NARROW}",
+        narrow=f"sti; mov edi,{_TICKS:#x}; l: xor si,si; mov cx,0xfff0; rep lodsb; mov eax,[edi]; cmp eax,5; jb l; cli; {_FROM_NARROW}",
+        inner=_TICK,
+        parts=_NARROW_END,
+    ),
+    **{f"level {level}": program(f"{_TIMER}; {enter(level, flags=0x202)}", user=f"{_DATA} {_UNTIL}; ud2", inner=_TICK) for level in (1, 2, 3)},
+    "single-stepped code": program(
+        f"{_TIMER}; push 0x302; popfd; {_UNTIL.replace('5', '1')}; push 2; popfd; {finish()}",
+        inner=_TICK,
+        parts={COMMON + 0x800: "add esp,8; .byte 0xcf"},
+    ),
 }
 
 CONFIGURATIONS = [
@@ -324,3 +538,11 @@ def test_is_as_the_manual_says(name: str, options: dict[str, Any]) -> None:
     """Where QEMU checks less than hardware: the exception, its error code and its EIP, or what is logged first."""
     case, logged = BY_THE_MANUAL[name]
     assert [hex(n) for n in run_here(case, **options).words()[4 : 4 + len(logged)]] == [hex(n) for n in logged]
+
+
+@configured
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_is_interrupted(name: str, options: dict[str, Any]) -> None:
+    """Timer interrupts arrive in code that is translated with care, at instruction boundaries: it goes on as if there had been none."""
+    left = run_here(INTERRUPTED[name], timeless=False, **options)
+    assert left.words()[(_TICKS - LOG) // 4] >= 5 or name.startswith("single")

@@ -8,7 +8,7 @@ from bt.decode import Instruction
 from vmm.emulate.routine import Result, privileged
 from vmm.exits import End, Stop, Stopped
 from vmm.faults import GuestFault
-from vmm.x86.bits import Cr0, Cr4, Vector
+from vmm.x86.bits import Cr0, Cr4, Dr6, Dr7, Vector
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -122,7 +122,7 @@ def write_back(vm: Vm, instruction: Instruction) -> Result:
 
 
 def read_debug(vm: Vm, instruction: Instruction) -> Result:
-    """DR4 and DR5 mean DR6 and DR7 unless CR4.DE is set."""
+    """DR4 and DR5 mean DR6 and DR7 unless CR4.DE is set. With DR7.GD every access is a debug exception (SDM 3B 17.2.4)."""
     privileged(vm)
     vm.vcpu.set_register(instruction.modrm & 7, vm.vcpu.debug[_debug_number(vm, instruction)])
     return None
@@ -145,4 +145,7 @@ def _debug_number(vm: Vm, instruction: Instruction) -> int:
         if vm.vcpu.cr4 & Cr4.DE:
             raise GuestFault(Vector.UD)
         number += 2
+    if vm.vcpu.debug[7] & Dr7.GD:
+        vm.vcpu.debug[6] |= Dr6.BD
+        raise GuestFault(Vector.DB)
     return number

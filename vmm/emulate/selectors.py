@@ -74,5 +74,6 @@ def load_far_pointer(vm: Vm, instruction: Instruction) -> Result:
     size, address, user = vm.operands.size(instruction), vm.operands.address(instruction), vm.vcpu.cpl == 3
     offset, selector = vm.linear.read_int(address, size, user), vm.linear.read_int(address + size, 2, user)
     _load(vm, _FAR_POINTERS[instruction.opcode], selector)
+    vm.vcpu.inhibited = False  # behind LSS nothing needs to be held off: it loads both halves of the pointer
     vm.operands.write_register(instruction.modrm >> 3 & 7, size, offset)
     return None

@@ -14,6 +14,14 @@ class Cr4:
     VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT = (1 << n for n in range(11))
 
 
+class Dr6:
+    BD, BS = 1 << 13, 1 << 14
+
+
+class Dr7:
+    GD = 1 << 13
+
+
 class Flag:
     CF, PF, AF, ZF, SF, TF, IF, DF, OF = (1 << n for n in (0, 2, 4, 6, 7, 8, 9, 10, 11))
     IOPL = 3 << 12

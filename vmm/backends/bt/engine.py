@@ -56,6 +56,8 @@ class BinaryTranslation:
         self.exact = True  # whether the vCPU's EIP, CPL, CS and SS are the guest's, the engine being stopped
         self.rolling = False  # single-stepping out of a stub, to deliver an interrupt behind it
         self.after_step: Callable[[bool], None] | None = None
+        self.trap_due = False  # the guest's TF was set when it was entered: a debug exception behind the one instruction
+        self.iterating = False  # translated code single-steps by the CPU: one iteration of a string instruction
         self._stepping_directly = False  # the physical TF is not the guest's, while user code is stepped
         self._loaded: tuple[GuestCode, Segment, Mode] | None = None  # whose translations the CPU is set up for, with which SS, in which mode
         self._physical_control = (0, 0)
@@ -236,13 +238,14 @@ class BinaryTranslation:
                         return
                     continue
             vcpu.inhibited = False
+            self.trap_due = vcpu.trap_flag
             try:
                 code = self.user_code if vcpu.cpl == 3 else self.code
                 if code.user and not self._user_must_be_translated():
                     self._enter_directly()
                 else:
-                    if vcpu.trap_flag and self.after_step is None:
-                        self.after_step = self._trap_after
+                    if vcpu.trap_flag:
+                        self.step_once()
                     self._enter_translated(code, vcpu.eip)
                 return
             except GuestFault as fault:
@@ -251,11 +254,6 @@ class BinaryTranslation:
                     return
             except CacheFull:
                 code.flush()
-
-    def _trap_after(self, completed: bool) -> None:
-        """TF in translated code: a debug exception behind the instruction."""
-        if completed:
-            self.handled(Raised(Vector.DB))
 
     def _enter_translated(self, code: GuestCode, eip: int) -> None:
         if code.user:
@@ -282,6 +280,9 @@ class BinaryTranslation:
             machine.set_trap_flag(False)
             self._loaded, self.user_translated, self.rolling = (code, ss, mode), code.user, False
             self._switch(code.user)
+        if self.after_step is not None and code.cache.singles[mode.index << 32 | eip].block.repeats:
+            self.iterating = True
+            self.machine.set_trap_flag(True)
         state[Cpu.EIP] = address - mode.code_base & 0xFFFFFFFF
 
     def _prepare_user(self) -> None:
@@ -379,9 +380,34 @@ class BinaryTranslation:
 
     def _abandon_step(self) -> None:
         """The instruction that was to be stepped did not complete."""
+        self._end_iteration()
         if self.after_step is not None:
             done, self.after_step = self.after_step, None
             done(False)
+
+    def _end_iteration(self) -> None:
+        if self.iterating:
+            self.iterating = False
+            self.machine.set_trap_flag(False)
+
+    def iterated(self, code: GuestCode, address: int) -> None:
+        """An iteration of a string instruction has been stepped, with the CPU now at a cache address: EIP stays while there are more."""
+        translation = code.cache.translation_at(address)
+        assert translation is not None
+        instruction = translation.block.instructions[0]
+        vcpu = self.vm.vcpu
+        vcpu.eip = instruction.address if address == translation.start else instruction.next
+        vcpu.cpl = translation.mode.cpl
+        self.stepped()
+
+    def step_done(self, completed: bool) -> None:
+        """The one instruction that was entered is done, or has raised an event: what waits for that has its turn."""
+        self._end_iteration()
+        done, self.after_step = self.after_step, None
+        if done is not None:
+            done(completed)
+        if completed and self.trap_due and self.vm.stopped is None:
+            self.handled(Raised(Vector.DB))
 
     def descriptor_filled(self, vector: int, error: int, user: bool) -> bool:
         """An exception that a selector load may have raised because its shadow was absent: True when it is dealt with."""
@@ -416,9 +442,7 @@ class BinaryTranslation:
             self.window.ring(True)
 
     def stepped(self) -> None:
-        done, self.after_step = self.after_step, None
-        if done is not None:
-            done(True)
+        self.step_done(True)
         if self.vm.stopped is None:
             self.resume()
 

@@ -14,7 +14,7 @@ from bt.emit import TRAP_VECTOR
 from bt.sensitive import classify
 from bt.window import Word
 from vmm.cpu_state import Cpu
-from vmm.exits import DeviceMemory, Exit, PageFault, Raised, Sensitive
+from vmm.exits import DeviceMemory, PageFault, Raised, Sensitive
 from vmm.faults import GuestPageFault
 from vmm.mmu.tables import DeviceAccess, StepOver
 from vmm.x86.bits import Cr4, Fault, Vector
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmm.backends.bt.engine import BinaryTranslation
     from vmm.backends.bt.guest_code import GuestCode
 
+_NO_TRAP_BEHIND = ("mov ss,r/m", "pop ss")  # SDM 3A 6.8.3
 _SYSTEM_CALLS = ("int", "int3", "into")
 
 _RDTSC = 0x0F31
@@ -43,6 +44,8 @@ class TranslatedExits:
             self._trap(self.cache.sites[address])
         elif vector == Vector.PF:
             self._page_fault(state[Cpu.CR2], state[machine.error_code], address)
+        elif vector == Vector.DB and engine.iterating:
+            engine.iterated(self.code, address)
         elif vector == Vector.DB and engine.rolling:
             engine.rolled()
         else:
@@ -136,12 +139,13 @@ class TranslatedExits:
                 vcpu.eip, vcpu.cpl = site.address, site.translation.mode.cpl
                 self.engine.exit(Raised(Vector.UD))
 
-    def _step_callout(self, exit_: Exit) -> None:
+    def _step_callout(self, exit_: Sensitive) -> None:
         """The instruction to be stepped is emulated: it is done at once."""
-        done, self.engine.after_step = self.engine.after_step, None
-        assert done is not None
+        vcpu = self.vm.vcpu
+        before, self.engine.after_step, done = vcpu.delivered, None, self.engine.after_step
         going_on = self.engine.handled(exit_)
-        done(True)
+        self.engine.after_step = done
+        self.engine.step_done(vcpu.delivered == before and exit_.row.name not in _NO_TRAP_BEHIND)
         if going_on:
             self.engine.resume()
 

@@ -89,6 +89,7 @@ class NativeVcpu:
     def __init__(self, machine: Machine) -> None:
         self.machine, self.state = machine, machine.state
         self.halted = False
+        self.delivered = 0
         self.debug = DebugRegisters(machine)
         self.msrs: dict[int, int] = {}
         self._efer = 0

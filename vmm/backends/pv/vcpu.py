@@ -53,6 +53,7 @@ class PvVcpu:
         self.ldt = self.tr = NULL
         self.iopl = 0
         self.inhibited = self.halted = False
+        self.delivered = 0
         self.debug = [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
         self.msrs: dict[int, int] = {}
 
