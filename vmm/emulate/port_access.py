@@ -51,7 +51,7 @@ def string(vm: Vm, instruction: Instruction) -> Result:
     mask = 0xFFFF if instruction.address_size == 2 else 0xFFFFFFFF
     step = -size if vcpu.flags() & Flag.DF else size
     repeated = bool(instruction.prefixes & REPEAT)
-    for _ in range(_AT_ONCE):
+    for _ in range(1 if vcpu.trap_flag else _AT_ONCE):
         if repeated and not vcpu.register(_ECX) & mask:
             return None
         offset = vcpu.register(index) & mask
@@ -66,4 +66,4 @@ def string(vm: Vm, instruction: Instruction) -> Result:
         if not repeated:
             return None
         vcpu.set_register(_ECX, vcpu.register(_ECX) & ~mask | vcpu.register(_ECX) - 1 & mask)
-    return JUMPED
+    return JUMPED if vcpu.register(_ECX) & mask else None
