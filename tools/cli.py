@@ -31,7 +31,7 @@ def _vmm() -> None:
 )
 def run(
     kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="A bundled kernel's name (vmm kernels) or a file.")],
-    backend: Annotated[str, typer.Option(metavar="auto|bt|hw|pv|native", help="How guest code is run.")] = "auto",
+    backend: Annotated[str, typer.Option(metavar="auto|bt|hw|pv|trap|step|native", help="How guest code is run.")] = "auto",
     mmu: Annotated[str | None, typer.Option(metavar="shadow|nested|direct", help="How guest memory is mapped.")] = None,
     ring: Annotated[str | None, typer.Option(metavar="1|3", help="CPL of the guest's kernel; default 1.")] = None,
     stubs: Annotated[

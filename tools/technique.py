@@ -14,7 +14,6 @@ from vmm.backends import Options
 from vmm.errors import InputError
 
 _LARGEST = options.LARGEST_MEMORY * options.MIB
-PLANNED = ("trap", "step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +32,7 @@ class Technique:
 
 def options_of(technique: Technique) -> Options:
     """The options of the back-end that is meant. Raises InputError for words that are unknown, or do not concern it."""
-    backend = options.choice("--backend", technique.backend, ("auto", *_MAKERS), PLANNED)
+    backend = options.choice("--backend", technique.backend, ("auto", *_MAKERS))
     if backend == "auto":
         backend = _suited(technique.kernel)
         technique = replace(technique, backend=backend)
@@ -83,6 +82,22 @@ def _hw(technique: Technique) -> Options:
     )
 
 
+def _trap(technique: Technique) -> Options:
+    from vmm.backends.trap import TrapOptions
+
+    _only(technique, "mmu", "ring")
+    options.choice("--mmu", technique.mmu or "shadow", ("shadow",), ("nested", "direct"))
+    return TrapOptions(ring=int(options.choice("--ring", technique.ring or "1", ("1", "3"))))
+
+
+def _step(technique: Technique) -> Options:
+    from vmm.backends.step import StepOptions
+
+    _only(technique, "mmu")
+    options.choice("--mmu", technique.mmu or "shadow", ("shadow",), ("nested", "direct"))
+    return StepOptions()
+
+
 def _only(technique: Technique, *concerned: str) -> None:
     """Refuses words that the back-end can do nothing with."""
     for name in ("mmu", "ring", "stubs", "user", "cache_size", "exit_on"):
@@ -100,4 +115,4 @@ def _pv(technique: Technique) -> Options:
     return PvOptions()
 
 
-_MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt, "native": _native, "hw": _hw, "pv": _pv}
+_MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt, "native": _native, "hw": _hw, "pv": _pv, "trap": _trap, "step": _step}

@@ -73,6 +73,13 @@ void state_setup(void)
     write_cr2(0xc0de2);
     write_dr0(0xd0);
     read_all(usual);
+    /* Not as read: a kernel to which SGDT, SIDT, SLDT and STR show another machine's tables must not load those. */
+    usual[GDT_LIMIT] = GDT_ENTRIES * 8 - 1;
+    usual[GDT_BASE] = gdt_address();
+    usual[IDT_LIMIT] = 256 * 8 - 1;
+    usual[IDT_BASE] = idt_address();
+    usual[LDT] = 0;
+    usual[TASK] = TASK_STATE;
 }
 
 static void clear_busy(u16 selector) { ((volatile u8 *)gdt_address())[selector + 5] &= (u8)~2; }

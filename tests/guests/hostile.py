@@ -23,6 +23,8 @@ from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
+from vmm.backends.step import StepOptions
+from vmm.backends.trap import TrapOptions
 
 _BLOB, _USER_BLOB = 0x150000, USER + 0x1000
 _COUNTED = f"inc dword ptr ss:[{LOG}]; cmp dword ptr ss:[{LOG}],400; jb n; {FINISH}; n: "
@@ -97,7 +99,13 @@ def run_all(names: Sequence[str], *, ring: int | str, cached: bool, timeout: flo
 
 
 def _options(ring: str, cached: bool) -> Options:
-    others: dict[str, Options] = {"native": NativeOptions(), "hw": HwOptions()}
+    others: dict[str, Options] = {
+        "native": NativeOptions(),
+        "hw": HwOptions(),
+        "step": StepOptions(),
+        "trap": TrapOptions(),
+        "trap-3": TrapOptions(ring=3),
+    }
     return others[ring] if ring in others else BtOptions(ring=int(ring), stubs_in_cache=cached)
 
 

@@ -62,14 +62,14 @@ def empty_disk(guest: Guest, folder: Path) -> Path | None:
     return disk
 
 
-def run(guest: Guest, options: Options, image: Path | None) -> tuple[int, str, Vm]:
+def run(guest: Guest, options: Options, image: Path | None, timeout: float | None = None) -> tuple[int, str, Vm]:
     """Exit status, console and the stopped VM of one run."""
     console = Recorder()
     disks = [Disk(str(image))] if image else []
     try:
         vm = Vm(machine_for(guest.memory_mib, options), memory_mib=guest.memory_mib, options=options, disks=disks, console=console)
         vm.load(str(guest.file), append=guest.command_line)
-        stop = vm.run(guest.timeout_s)
+        stop = vm.run(timeout or guest.timeout_s)
     finally:
         for disk in disks:
             disk.close()

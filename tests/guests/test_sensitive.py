@@ -18,10 +18,11 @@ from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
+from vmm.backends.step import StepOptions
 
 SENSITIVE = kernels()["sensitive"]
 CODE = 0x8000  # where the kernel puts the instruction of each line
-WAYS: dict[str, Options] = {"native": NativeOptions(), "hw": HwOptions()} | {
+WAYS: dict[str, Options] = {"native": NativeOptions(), "hw": HwOptions(), "step": StepOptions()} | {
     f"{user}-ring{ring}-{stubs}": BtOptions(ring=ring, stubs_in_cache=stubs == "cache", translate_user=user == "translate")
     for user in ("direct", "translate")
     for ring in (1, 3)
@@ -68,6 +69,8 @@ def expected_differences(options: Options) -> dict[str, str]:
     lines = {name: ours for name, (_, ours) in QEMU_IS_WRONG.items()}
     if isinstance(options, (NativeOptions, HwOptions)):
         return lines | INS_STORES_FIRST
+    if isinstance(options, StepOptions):
+        return lines
     assert isinstance(options, BtOptions)
     return lines if options.translate_user else lines | INS_STORES_FIRST | nine_reads(options.ring)
 

@@ -18,9 +18,10 @@ from vmm.mmu.host import GDT, LDT, USER_GDT, USER_LDT, HostSpace
 from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.walk import GuestPaging
 from vmm.vcpu import Vcpu
-from vmm.x86.descriptors import ACCESSED, CODE, CONFORMING, PRESENT, READABLE, SEGMENT, deprivileged, dpl
+from vmm.x86.descriptors import ACCESSED, CODE, CONFORMING, PRESENT, READABLE, SEGMENT, deprivileged, dpl, with_dpl
 
 _ENTRIES = 8192
+_SOFTWARE = 3 << 20  # bits of a segment descriptor that protected mode leaves to software and to 64-bit code
 _EMPTY = memoryview(bytes(_ENTRIES * 8)).cast("Q")
 _NONE_LOADABLE = bytes(1 << 16)
 _NULL_LOADABLE = b"\1" * 4  # null selectors may always be loaded
@@ -115,7 +116,10 @@ class ShadowDescriptors:
             low, high = self.memory.read32(gpa), self.memory.read32(gpa + 4)
         if not high & SEGMENT or not _loadable(high, 3 if user else 0):
             return False
-        shadow = low | deprivileged(high, 0 if user and self.ring == 3 else self.ring) << 32
+        shown = deprivileged(high, 0 if user and self.ring == 3 else self.ring)
+        if self.mmu.kernel_executes and high & CODE:
+            shown = with_dpl(high, dpl(shown)) & ~_SOFTWARE | ACCESSED  # CS is loaded from it, too, where the bits of lost privilege would count
+        shadow = low | shown << 32
         if self.quads[index] == shadow:
             return False
         if high & PRESENT:

@@ -33,12 +33,15 @@ class ShadowMmu:
     """The shadow tables of one guest.
 
     deprivileged: the guest's kernel runs at CPL 3 too, so its table differs from the user's by mode (`--ring 3`).
+    kernel_executes: kernel mode runs the guest's own code, so what it fetches is executable; else nothing is (it is translated).
     made_writable(gfn, uses): called before a frame in the state of CODE or DESCRIPTORS is opened for writing.
     """
 
-    def __init__(self, machine: Machine, memory: GuestMemory, paging: GuestPaging, host: HostSpace, *, deprivileged: bool) -> None:
+    def __init__(
+        self, machine: Machine, memory: GuestMemory, paging: GuestPaging, host: HostSpace, *, deprivileged: bool, kernel_executes: bool = False
+    ) -> None:
         self.machine, self.memory, self.paging, self.host = machine, memory, paging, host
-        self.deprivileged = deprivileged
+        self.deprivileged, self.kernel_executes = deprivileged, kernel_executes
         self.quads = machine.quads
         self.roots: dict[tuple[int, ...], Root] = {}
         self.leaves: dict[tuple[int, ...], Leaf] = {}
@@ -313,7 +316,7 @@ class ShadowMmu:
         step = read_only = None
         if gfn >= memory.count:
             hfn = memory.read_only.get(gfn)
-            if hfn is None or write:
+            if hfn is None or write or fetch:
                 return DeviceAccess(mapping.gpa)
             leaf = self._leaf(gva, mapping, user)
             entry = hfn << 12 | _PRESENT | NX | (_U if mapping.user or self.deprivileged and not user else 0)
@@ -322,10 +325,10 @@ class ShadowMmu:
             leaf = self._leaf(gva, mapping, user)  # before the rights: it may trace the very frame
             both = False
             if memory.state[gfn] and write:
-                both = user and self.reverse.becomes_both(gfn)
+                both = (user or self.kernel_executes) and self.reverse.becomes_both(gfn)
                 if not both and not self.written(gfn):
                     step = StepOver(gfn)
-            elif fetch and user:
+            elif fetch and (user or self.kernel_executes):
                 self.reverse.make_executable(gfn)
             entry = memory.frames[gfn] << 12 | self._rights(mapping, gfn, write, user)
             if both:
@@ -395,6 +398,20 @@ class ShadowMmu:
         """Takes away all mappings of a frame that stood in for a device's registers."""
         self.reverse.forget_borrowed(hfn)
 
+    def code_frame(self, gva: int, user: bool) -> int | None:
+        """The frame (hfn) that the CPU fetches from at `gva`, through an entry that is made if need be; None where there is no RAM.
+
+        Raises GuestPageFault where the guest's own tables forbid the fetch.
+        """
+        while True:
+            leaf = self.current.leaves.get(gva >> 21)
+            if leaf is not None:
+                entry = self.quads[leaf.at + (gva >> 12 & 511)]
+                if entry & _P and not entry & NX and (not user or entry & _U):
+                    return (entry & HFN_BITS) >> 12
+            if self.fault(gva, False, user, True) is not None:
+                return None
+
     def map_scratch(self, gva: int, hfn: int, user: bool) -> Callable[[], None]:
         """Maps a frame of the VMM's at `gva`, writable, for one instruction; returns what takes it away again."""
         mapping = self.paging.walk(gva, False, user)
@@ -413,20 +430,21 @@ class ShadowMmu:
         """A leaf entry's bits but its frame."""
         state = self.memory.state[gfn]
         rights = _PRESENT
+        executable = state & EXECUTED and mapping.executable
         if self.deprivileged and not user:
-            rights |= _U | NX
+            rights |= _U if self.kernel_executes and executable else _U | NX
             if mapping.dirty and not state and (mapping.writable or not self.paging.write_protect):
                 rights |= _W
             return rights
         if not mapping.user:
-            rights |= NX
+            rights |= 0 if self.kernel_executes and executable else NX
             if mapping.dirty and not state and (mapping.writable or not self.paging.write_protect):
                 rights |= _W
             return rights
         if write and not mapping.writable:  # the guest's kernel, with CR0.WP clear: user mode must not have it meanwhile
             return rights | NX if state else rights | NX | _W
         rights |= _U
-        if not (state & EXECUTED and mapping.executable):
+        if not executable:
             rights |= NX
         if mapping.writable and mapping.dirty and not state:
             rights |= _W
