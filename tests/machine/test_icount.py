@@ -7,7 +7,7 @@ import ctypes
 
 import pytest
 
-from guest_kernels import kernels
+from guest_kernels import kernels, missing_line
 from tests.machine.flat import ENTRY, FINISH, MEMORY_MIB, finish, flat_vm, words
 from tests.machine.small_kernel import IDENTITY, LOG, TO_USER, small_kernel
 from vmm.backends.native import NativeOptions
@@ -140,6 +140,16 @@ def test_hlt_jumps_to_what_is_due_next() -> None:
     vm = _vm(small_kernel(f"{arm}; sti; l: hlt; jmp l", handlers={TIMER: f"rdtsc; mov [{LOG}],edx; {FINISH}"}))
     assert finish(vm, 5) == 0
     assert words(vm, LOG, 1) == [0x80000000 * 128 >> 32]
+
+
+@pytest.mark.parametrize("name", ("faults", "faults-pae", "faults-step", "smc", "sensitive"))
+def test_bundled_kernels(name: str) -> None:
+    """The kernels pass with their instructions counted as they do in real time, whatever falls due between two of them."""
+    guest, console = kernels()[name], Recorder()
+    vm = Vm(machine_for(guest.memory_mib, NativeOptions()), memory_mib=guest.memory_mib, options=NativeOptions(), console=console, icount=True)
+    vm.load(str(guest.file), append=guest.command_line)
+    assert vm.run(guest.timeout_s).why is End.REPORTED
+    assert missing_line(console.output.decode("latin-1"), guest.console) is None
 
 
 def _rings() -> tuple[str, int, list[tuple[int, int]], int]:

@@ -299,3 +299,11 @@ def test_pae_tables_as_this_cpu_reads_them() -> None:
     """
     vm = _run({ENTRY: source, **tables})
     assert words(vm, 0x123000, 2) == [0xFFFFFFFF, low[0]]
+
+
+def test_no_interrupt_comes_behind_the_end() -> None:
+    """A guest that ends its run while an interrupt waits stays where it ended: the interrupt is not taken any more."""
+    body = f"sti; nop; mov dword ptr [{LAPIC_PAGE + 0x300}],0x40081; {FINISH}; l: jmp l"
+    vm = _run(_with_lapic(small_kernel(body, handlers={0x81: "l: jmp l"})))
+    assert vm.board.interrupts.asserted
+    assert not vm.stats.injected[0x81]

@@ -190,7 +190,9 @@ class Native:
 
     def _intercepted(self, code: int) -> None:
         if code == ExitCode.INTR:
-            if self.vm.board.interrupts.asserted:
+            if self.vm.stopped is not None or not self.vm.board.interrupts.asserted:
+                self.machine.set_interrupt_pin(False)  # while it is high the CPU exits again before it sees that it is to stop
+            else:
                 self.stats.engine["interrupt"] += 1
                 self._exit(External())
             return
@@ -333,6 +335,7 @@ class Native:
                 counter.count()
         elif counter.exhausted():
             machine.clear_event()
+            machine.set_interrupt_pin(False)
             machine.stop()
         else:
             self._on_interrupt(vector)
