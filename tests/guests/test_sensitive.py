@@ -46,14 +46,14 @@ INS_STORES_FIRST = {
 }
 # docs/QUIRKS.md 3: what directly executed user code sees of the deprivileged machine: the VMM's tables (behind 4 GiB, of which SGDT stores
 # the lower half), its LDT, no task register, its CR0, and shadow descriptors that nothing has asked for yet.
-_SHADOW_GDT = {1: "00", 3: "02"}  # the third byte of its address, by ring: with ring 3 users have tables of their own
+_SHADOW_GDT = {1: "01", 3: "03"}  # the third byte of its address, by ring: with ring 3 users have tables of their own
 
 
 def nine_reads(ring: int) -> dict[str, str]:
     """The lines of the nine unprivileged reads in directly executed user code."""
     lines = {}
     for form, size in (("32", 3), ("16", 4)):
-        lines[f"sgdt {form} user"] = f"+{size} [a010]=ff [a011]=ff [a012]=00 [a013]=00 [a014]={_SHADOW_GDT[ring]} [a015]=00"
+        lines[f"sgdt {form} user"] = f"+{size} [a010]=ff [a011]=ff [a012]=00 [a013]=40 [a014]={_SHADOW_GDT[ring]} [a015]=00"
         lines[f"sidt {form} user"] = f"+{size} [a010]=00 [a011]=00 [a012]=00 [a013]=00 [a014]=00 [a015]=00"
     for name, shown in (("sldt", 8), ("str", 0), ("smsw", 0x31)):
         lines[f"{name} r32 user"] = f"+3 ecx={shown:x}"

@@ -10,6 +10,7 @@ from guest_kernels import kernels
 from tests.machine.flat import ENTRY, FINISH, MEMORY_MIB, assemble, finish, flat_vm, words
 from tests.machine.small_kernel import ABSENT, ALIAS, IDENTITY, LOG, TO_USER, USER, USER_PAGES, small_kernel
 from vmm.cpu_state import Cpu
+from vmm.emulate import port_access
 from vmm.exits import End
 from vmm.machine import FRAME, Machine
 from vmm.memory import MIXED
@@ -276,7 +277,7 @@ def test_3_a_guest_is_pre_empted_without_precise_kicks_too() -> None:
 
 @MODES
 @RINGS
-def test_12_an_interrupt_while_a_port_access_is_aborted(ring: int, translate_user: bool) -> None:
+def test_12_an_interrupt_while_a_port_access_is_aborted(ring: int, translate_user: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The timer's line rises inside each of 500 aborted accesses: each still is one #GP, with the flags before it, and each interrupt arrives."""
     pic = "mov al,0x11; out 0x20,al; mov al,0x90; out 0x21,al; mov al,4; out 0x21,al; mov al,1; out 0x21,al; mov al,0xfe; out 0x21,al"
     user = "mov ecx,500; l: xor eax,eax; cmp eax,1; in al,0x71; jnc w; jns w; dec ecx; jnz l; int 0x80; w: ud2"
@@ -288,15 +289,16 @@ def test_12_an_interrupt_while_a_port_access_is_aborted(ring: int, translate_use
         0x97: ".byte 0xcf",
     }
     vm = flat_vm(small_kernel(f"{pic}; {TO_USER}", user=user, handlers=handlers), ring=ring, translate_user=translate_user)
-    allowed, line = vm.backend.direct.port_allowed, vm.board.interrupts.line(0)
+    where = port_access if translate_user else vm.backend.direct  # translated code has its port accesses emulated
+    allowed, line = where.port_allowed, vm.board.interrupts.line(0)
 
-    def port_allowed(port: int, size: int) -> bool:
-        answer = allowed(port, size)
+    def port_allowed(*access: object) -> bool:
+        answer: bool = allowed(*access)
         line(False)
         line(True)
         return answer
 
-    vm.backend.direct.port_allowed = port_allowed  # type: ignore[method-assign]
+    monkeypatch.setattr(where, "port_allowed", port_allowed)
     assert finish(vm, 30) == 0
     faults, interrupts, left = words(vm, LOG, 3)
     assert (faults, left) == (500, 0)
