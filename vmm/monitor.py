@@ -62,6 +62,8 @@ class Monitor:
         vm = self.vm
         vcpu = vm.vcpu
         match exit_:
+            case Hypercall(number):  # first: under pv nearly all exits are hypercalls
+                return self._domain().hypercall(number)
             case Sensitive(instruction, row):
                 vm.stats.callouts[row.name] += 1
                 was_inhibited, vcpu.inhibited = vcpu.inhibited, False
@@ -97,8 +99,6 @@ class Monitor:
                 return access_device_memory(vm, gpa, gva, write)
             case PortAccess(port, size):
                 return user_port_access(vm, port, size)
-            case Hypercall(number):
-                return self._domain().hypercall(number)
             case Privileged(error, code):
                 emulate_privileged(self._domain(), error, code())
                 return RESUME

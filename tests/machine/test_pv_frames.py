@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -253,8 +254,19 @@ _requests = st.one_of(
     st.tuples(st.just("give up"), _page, st.just(0), st.just(0)),
     st.tuples(st.just("update"), _page, _index, st.tuples(_page, _flags)),
     st.tuples(st.just("update"), _page, _index, st.tuples(_page, _flags)),
+    st.tuples(st.just("batch"), _page, _index, st.lists(st.tuples(_page, _flags), min_size=1, max_size=4)),
     st.tuples(st.just("fetch"), _index, st.just(0), st.just(0)),
 )
+
+
+def batch(guest: Guest, page: int, index: int, entries: list[tuple[int, int]]) -> None:
+    """Updates of entries one behind the other, as a batch of hypercalls does them: first by the quick way, the rest one by one."""
+    address = guest.mfns[page] * FRAME + 8 * index
+    requests = [(address + 8 * n, guest.entry(*entry)) for n, entry in enumerate(entries)]
+    done = guest.mmu.update_leaves(b"".join(struct.pack("<2Q", *request) for request in requests))
+    check(guest)
+    for request in requests[done:]:
+        guest.mmu.update(*request)
 
 
 @settings(max_examples=300, deadline=None)
@@ -284,6 +296,9 @@ def _drive(guest: Guest, requests: list[tuple[str, int, int, object]], stores: l
                     if guest.mfns[page] in guest.frames.pinned:
                         guest.mmu.unpin(guest.mfns[page])
                     guest.frames.give_up(guest.mfns[page])
+                case "batch":
+                    assert isinstance(more, list)
+                    batch(guest, page, index, more)
                 case "fetch":
                     guest.mmu.executed(page << 12)
                 case _:

@@ -7,6 +7,7 @@ Bit 63 of the lowest entries is the VMM's: writable pages are not executable unt
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -21,6 +22,8 @@ VMM_START: Final = 0xF580_0000  # linear: from here on the VMM's, which the gues
 VMM_SLOT: Final = VMM_START >> 21 & 511
 _FORBIDDEN_TOP: Final = FORBIDDEN | Pte.NX
 _NX: Final = Pte.NX
+_NOT_QUICK: Final = FORBIDDEN | Pte.P | Pte.W | (1 << 64) - (1 << 36)  # must be P and W alone
+_REQUEST: Final = struct.Struct("<2Q")
 _READ_ONLY: Final = 0x61 | Pte.NX  # a page of the VMM's that the guest's kernel may read
 
 
@@ -211,6 +214,41 @@ class DirectMmu:
             self.quads[at] = entry
             self.written(mfn)
 
+    def update_leaves(self, requests: bytes | memoryview) -> int:
+        """Does {address, value} requests, the first ones that are updates of leaf entries to writable pages; returns how many.
+
+        A hot path: what a loop over `update` would do, without its calls (0.25 us an entry instead of 0.7).
+        """
+        frames, quads = self.frames, self.quads
+        owned, kind, typed, refs, mixed, whole = frames.owned, frames.kind, frames.typed, frames.refs, frames.mixed, frames.whole_tables
+        finished, base, known = 0, -1, frames.count
+        for address, entry in _REQUEST.iter_unpack(requests):
+            if address & ~0xFF8 != base:
+                mfn = address >> 12
+                if address & 7 or mfn >= frames.count or kind[mfn] != 2 or not typed[mfn] or not owned[mfn] or mfn in whole:
+                    break
+                base = mfn << 12
+            frame = entry >> 12
+            if entry & _NOT_QUICK != 3 or frame >= known or not owned[frame]:
+                break
+            at, held, counted = address >> 3, typed[frame], refs[frame]
+            old = quads[at]
+            if held and kind[frame] != 1 or old & 3 == 1:
+                break
+            quads[at] = entry | _NX if counted == held and not mixed[frame] else entry
+            kind[frame], typed[frame], refs[frame] = 1, held + 1, counted + 1
+            if old & 1:
+                before = (old & ADDRESS) >> 12
+                counted = refs[before]
+                if counted == 1:
+                    self.leaves.drop_entry(old)
+                else:
+                    refs[before] = counted - 1
+                    typed[before] -= 1
+            finished += 1
+        self.fills += finished
+        return finished
+
     def _update_leaf(self, at: int, old: int, entry: int) -> None:
         if self.frames.whole_tables:
             self.frames.part(at >> 9)
@@ -267,19 +305,21 @@ class DirectMmu:
 
     def translate(self, gva: int, write: bool = False, user: bool = False) -> int:
         """The machine address behind `gva`, for the guest's kernel or, with `user`, its user code. Raises GuestPageFault."""
+        quads, present = self.quads, 0  # hot: for every argument of a hypercall that is an address
         gva &= 0xFFFFFFFF
         directory = self.directories[gva >> 30]
-        upper = self.quads[directory + (gva >> 21 & 511)] if directory >= 0 else 0
-        if upper & Pte.P:
-            at = (upper & ADDRESS) >> 12 << 9 | gva >> 12 & 511
-            entry = self.quads[at]
-            rights = upper & entry
-            if entry & Pte.P and not (write and not rights & Pte.W) and not (user and not rights & Pte.U):
-                self.quads[at] |= Pte.A | Pte.D if write else Pte.A
-                return entry & 0xFFFFFF000 | gva & 0xFFF
-            present = entry & Pte.P
-        else:
-            present = 0
+        upper = quads[directory + (gva >> 21 & 511)] if directory >= 0 else 0
+        if upper & 1:
+            at = (upper & 0xFFFFFFF000) >> 3 | gva >> 12 & 511
+            entry = quads[at]
+            if entry & 1:
+                rights = upper & entry
+                if (not write or rights & 2) and (not user or rights & 4):
+                    marks = 0x60 if write else 0x20
+                    if entry & marks != marks:
+                        quads[at] = entry | marks
+                    return entry & 0xFFFFFF000 | gva & 0xFFF
+                present = 1
         raise GuestPageFault(gva, (Fault.P if present else 0) | (Fault.W if write else 0) | (Fault.U if user else 0))
 
     def read(self, gva: int, size: int, user: bool = False) -> bytes:

@@ -18,8 +18,9 @@ _NX: Final = Pte.NX
 _FORBIDDEN_TEXT: Final = "a forbidden bit in a page-table entry"
 _PLAIN: Final = bytes(0 if flags & 0x9B == 3 else 1 for flags in range(256))  # present, writable, nothing forbidden
 _ZEROES: Final = bytes(CHUNK)
-_HIGH: Final = (bytes(4 * CHUNK), b"\0\0\0\x80" * CHUNK)  # upper halves of entries: without and with the VMM's bit
-_EXECUTABLE_NEVER: Final = memoryview(_HIGH[1]).cast("I")
+_PLAIN_HIGH: Final = bytes(4 * CHUNK)  # upper halves of entries without the VMM's bit
+_MARKED: Final = b"\0\0\0\x80" * CHUNK  # and with it
+_EXECUTABLE_NEVER: Final = memoryview(_MARKED).cast("I")
 
 
 class Leaves:
@@ -55,9 +56,11 @@ class Leaves:
         if numbers != self._pattern(chunk) or self.memory[at : at + FRAME : 8].tobytes().translate(_PLAIN) != _ZEROES:
             return False
         high = self.words[mfn * 1024 + 1 : mfn * 1024 + 1024 : 2]
-        if high.tobytes() not in _HIGH:
-            return False
-        high[:] = _EXECUTABLE_NEVER
+        bits = high.tobytes()
+        if bits != _MARKED:
+            if bits != _PLAIN_HIGH:
+                return False
+            high[:] = _EXECUTABLE_NEVER
         frames.take_whole(mfn, chunk)
         return True
 

@@ -18,16 +18,29 @@ class Arguments:
     """Access for one domain. Everything may raise Refused with -EFAULT."""
 
     def __init__(self, mmu: DirectMmu) -> None:
-        self.mmu = mmu
+        self.mmu, self.memory, self.memory_words = mmu, mmu.machine.memory, mmu.machine.words
 
     def read(self, gva: int, size: int) -> bytes:
         """`size` bytes."""
         if gva + size > VMM_START:
             raise Refused(Errno.FAULT, _WILD)
         try:
+            if (gva & 0xFFF) + size <= 0x1000:
+                at = self.mmu.translate(gva)
+                return bytes(self.memory[at : at + size])
             return self.mmu.read(gva, size)
         except GuestPageFault:
             raise Refused(Errno.FAULT, _WILD) from None
+
+    def view(self, gva: int, size: int) -> memoryview | bytes:
+        """`size` bytes to be looked at before anything changes: those of one page are not copied."""
+        if (gva & 0xFFF) + size > 0x1000 or gva >= VMM_START:
+            return self.read(gva, size)
+        try:
+            at = self.mmu.translate(gva)
+        except GuestPageFault:
+            raise Refused(Errno.FAULT, _WILD) from None
+        return self.memory[at : at + size]
 
     def words(self, gva: int, count: int) -> tuple[int, ...]:
         """`count` 32-bit words."""
@@ -45,6 +58,18 @@ class Arguments:
             self.mmu.write(gva, data)
         except GuestPageFault:
             raise Refused(Errno.FAULT, _WILD) from None
+
+    def write_word(self, gva: int, value: int) -> None:
+        """Writes one 32-bit word."""
+        if gva & 3 or gva >= VMM_START:
+            self.write_words(gva, value)
+            return
+        try:
+            at = self.mmu.translate(gva, True)
+        except GuestPageFault:
+            raise Refused(Errno.FAULT, _WILD) from None
+        self.memory_words[at >> 2] = value & 0xFFFFFFFF
+        self.mmu.written(at >> 12)
 
     def write_words(self, gva: int, *values: int) -> None:
         """Writes 32-bit words."""

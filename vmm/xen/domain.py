@@ -88,10 +88,10 @@ class XenDomain:
         result = call(self, number, state[6], state[2], state[4], state[12], state[14])
         if number != _IRET or result:
             state[0] = result & 0xFFFFFFFF
-        if self._blocks:
-            self._blocks = False
-            return RESUME if self.ready() else WAIT
-        return RESUME
+        if not self._blocks:
+            return RESUME
+        self._blocks = False
+        return RESUME if self.ready() else WAIT
 
     def block(self) -> None:
         """The CPU waits for an event behind this hypercall."""
