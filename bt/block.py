@@ -29,7 +29,7 @@ class Mode:
     index: a small number for it, unique within a cache. bases: linear, of CS and SS. plain: a 32-bit stack and a virtual
     IOPL of 0, so that flags may be handled in the cache. careful: every instruction that the table names is a callout and ends
     its block, and the code runs in a segment with the guest's base: for 16-bit code (not `wide`), 16-bit stacks, and privilege
-    levels 1 and 2. cpl: the privilege level of the guest's code.
+    levels 1 and 2, and `real` mode. cpl: the privilege level of the guest's code.
     """
 
     index: int
@@ -39,6 +39,7 @@ class Mode:
     careful: bool = False
     wide: bool = True
     cpl: int = 0
+    real: bool = False
 
     @property
     def code_base(self) -> int:

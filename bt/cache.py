@@ -48,7 +48,7 @@ class TranslationCache:
         self.starts: list[int] = []
         self.translations: list[Translation] = []
         self.modes: dict[tuple[int, int, bool], Mode] = {}
-        self.careful_modes: dict[tuple[int, bool, int], Mode] = {}
+        self.careful_modes: dict[tuple[int, bool, int, bool], Mode] = {}
         self.pages: dict[int, set[Translation]] = {}  # gfn -> live translations made of it
         self.asleep: dict[int, list[Translation]] = {}  # key of the entry -> invalidated translations that may be revived
         self.singles: dict[int, Translation] = {}
@@ -88,14 +88,14 @@ class TranslationCache:
             self.words[table : table + RETURNS_SIZE // 4] = memoryview(self.miss.to_bytes(4, "little") * (RETURNS_SIZE // 4)).cast("I")
         return mode
 
-    def careful_mode(self, cs_base: int, wide: bool, cpl: int) -> Mode:
+    def careful_mode(self, cs_base: int, wide: bool, cpl: int, real: bool) -> Mode:
         """The careful mode of these properties, which has no table of checked entries; raises CacheFull when there are too many."""
-        key = cs_base, wide, cpl
+        key = cs_base, wide, cpl, real
         mode = self.careful_modes.get(key)
         if mode is None:
             if len(self.careful_modes) == _CAREFUL_MODES:
                 raise CacheFull
-            mode = self.careful_modes[key] = Mode(MODES + len(self.careful_modes), cs_base, 0, False, True, wide, cpl)
+            mode = self.careful_modes[key] = Mode(MODES + len(self.careful_modes), cs_base, 0, False, True, wide, cpl, real)
         return mode
 
     def lookup(self, eip: int, mode: Mode, gfn: int | None = None) -> int | None:

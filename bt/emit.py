@@ -275,8 +275,8 @@ class Emitter:
         return bool(narrow) or not (flow or self.options.stubs_in_cache)
 
     def overridden(self, instruction: Instruction) -> bytes:
-        """An instruction with a CS override, which no store can use (SDM 3A 5.5.1), as it is where the cache's CS has the guest's base."""
-        if stores_by_override(instruction):
+        """An instruction with a CS override, which no store can use outside of real mode, as it is where the cache's CS has the guest's base."""
+        if not self.mode.real and stores_by_override(instruction):
             self.trap(Site(SiteKind.PROTECTED, instruction.address, self.translation, instruction))
             return b""
         return instruction.raw if self.mode.code_base == self.mode.cs_base else self.through_ss(instruction)

@@ -11,7 +11,7 @@ from vmm.faults import GuestFault
 from vmm.mmu.linear import LinearMemory
 from vmm.stack import Stack
 from vmm.vcpu import Vcpu
-from vmm.x86.bits import Vector
+from vmm.x86.bits import Cr0, Vector
 from vmm.x86.descriptors import ACCESSED, CODE, CONFORMING, PRESENT, SEGMENT, WRITABLE, Segment, dpl, own_dpl, segment, system_type
 
 DATA_REGISTERS = (Cpu.ES, Cpu.DS, Cpu.FS, Cpu.GS)
@@ -22,6 +22,11 @@ class Segments:
 
     def __init__(self, vcpu: Vcpu, linear: LinearMemory) -> None:
         self.vcpu, self.linear = vcpu, linear
+
+    @property
+    def real(self) -> bool:
+        """Whether the virtual CPU is in real mode, where a segment's base is its selector times 16 and nothing else of it changes."""
+        return not self.vcpu.cr0 & Cr0.PE
 
     def descriptor(self, selector: int, vector: int = Vector.GP, external: int = 0) -> tuple[int, int]:
         """(descriptor, its linear address) for a selector that is not null. Raises `vector` beyond the table's limit."""
@@ -46,6 +51,8 @@ class Segments:
 
     def stack(self, selector: int, cpl: int, vector: int = Vector.GP, external: int = 0) -> Segment:
         """The segment that loading SS with `selector` at `cpl` gives. `vector` is #TS when the selector comes from a TSS."""
+        if self.real:
+            return _shifted(self.vcpu.ss, selector)
         error = selector & 0xFFFC | external
         if not selector & 0xFFFC:
             raise GuestFault(vector, error if vector == Vector.TS else external)
@@ -85,6 +92,8 @@ class Segments:
 
     def code(self, selector: int, *, returning: bool = False) -> Segment:
         """The code segment for a far jump or call (no gates), or, `returning`, for a far return or iret. Keeps or raises the CPL."""
+        if self.real:
+            return _shifted(self.vcpu.cs, selector)
         cpl = self.vcpu.cpl
         error = selector & 0xFFFC
         if not error:
@@ -135,3 +144,5 @@ class Segments:
                 self.vcpu.state[register + word] = 0
 
 
+def _shifted(held: Segment, selector: int) -> Segment:
+    return Segment(selector, selector << 4, held.limit, held.attributes)

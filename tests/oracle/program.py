@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.machine.flat import ENTRY, FINISH, FLAT_CODE, FLAT_DATA, MEMORY_MIB, assemble, finish, flat_vm, image, pack, quads
+from vmm.backends import Options
 from vmm.start import STACK
 
 DONE: Final = 0x3E0000
@@ -54,12 +55,25 @@ class Left:
         return list(struct.unpack(f"<{len(self.memory[watched]) // 4}I", self.memory[watched]))
 
 
-def run_here(program: Program, *, ring: int = 1, stubs_in_cache: bool = True, translate_user: bool = False, timeless: bool = True) -> Left:
-    """Runs a program under binary translation. Fails with the reason for any other end than DONE. timeless: no device interrupts."""
+def run_here(
+    program: Program,
+    *,
+    ring: int = 1,
+    stubs_in_cache: bool = True,
+    translate_user: bool = False,
+    timeless: bool = True,
+    options: Options | None = None,
+) -> Left:
+    """Runs a program under binary translation, or as `options` say. Fails with the reason for any other end than DONE.
+
+    timeless: no device interrupts.
+    """
     parts = {**program.parts, DONE: _DONE, _ONWARD: pack([_HERE]), _HERE: FINISH}
     if program.entry != ENTRY:
         parts[ENTRY] = f"mov eax,{program.entry:#x}; jmp eax"
-    vm = flat_vm(parts, ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user, memory_mib=MEMORY_MIB, timeless=timeless)
+    vm = flat_vm(
+        parts, ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user, memory_mib=MEMORY_MIB, timeless=timeless, options=options
+    )
     finish(vm)
     registers = struct.unpack("<9I", vm.memory.read(_SAVED, 36))
     return Left(dict(zip(REGISTERS, registers, strict=True)), tuple(vm.memory.read(at, size) for at, size in program.watched))

@@ -15,7 +15,7 @@ from bt.sensitive import Class, Row, Treatment, row_of
 from vmm.backends.port_fault import PortFault
 from vmm.backends.shadowed import Shadowed
 from vmm.cpu_state import Cpu
-from vmm.exits import DeviceMemory, End, Exit, External, PageFault, PortAccess, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Wait
+from vmm.exits import DeviceMemory, End, Exit, External, PageFault, PortAccess, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestPageFault
 from vmm.machine import FRAME
 from vmm.mmu.tables import DeviceAccess, StepOver
@@ -37,7 +37,7 @@ _TRAPS = frozenset((Vector.TS, Vector.NP, Vector.SS, Vector.GP))  # what an inst
 _DPL, _LOST = 0x6000, 0x306000  # of a segment's attributes; and what `deprivileged` makes of them
 _IN_A_ROW = 1000  # instructions emulated without the CPU in between, after which the run loop has its turn
 _KNOWN_CODE = 1 << 16  # instructions remembered by their bytes
-_NO_DEBUG_TRAP = frozenset(("int", "int3", "into", "icebp", "mov ss,r/m", "pop ss", "lss"))  # TF is cleared, or the trap is held off
+_NO_DEBUG_TRAP = frozenset(("mov ss,r/m", "pop ss"))  # behind which it is held off
 _LOADS_FLAGS = frozenset(("popf", "iret"))
 _RDTSC = 0x0F31
 _SHORT_INTERRUPTS = {Vector.BP: b"\xcc", Vector.OF: b"\xce"}  # INT3 and INTO, of one byte
@@ -84,6 +84,8 @@ class DirectExecution:
     def control_changed(self) -> None:
         """The guest's CR0 or CR4 changed: the physical ones follow where they matter to the CPU."""
         vcpu = self.vm.vcpu
+        if not self.stepping and not vcpu.cr0 & Cr0.PE:
+            raise Stopped(Stop(End.UNSUPPORTED, "the guest goes to real mode, whose segments the CPU would load as protected mode's"))
         self.machine.set_cr0(_PHYSICAL_CR0 | vcpu.cr0 & _GUEST_CR0)
         self.machine.set_cr4(_PHYSICAL_CR4 | vcpu.cr4 & _GUEST_CR4)
 
@@ -160,10 +162,11 @@ class DirectExecution:
         done, self.after_step = self.after_step, None
         trap_flag = vcpu.trap_flag and exit_.row.name not in _NO_DEBUG_TRAP
         self.stats.architectural["single step"] += 1
+        delivered = vcpu.delivered
         going_on = self._handled(exit_)
         if done is not None:
             done(self.vm.monitor.completed)
-        if going_on and trap_flag and self.vm.monitor.completed:
+        if going_on and trap_flag and vcpu.delivered == delivered:
             going_on = self._handled(Raised(Vector.DB))
         return going_on
 

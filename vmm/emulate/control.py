@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from bt.decode import Instruction
 from vmm.emulate.routine import Result, privileged
-from vmm.exits import End, Stop, Stopped
 from vmm.faults import GuestFault
 from vmm.x86.bits import Cr0, Cr4, Dr6, Dr7, Vector
 
@@ -56,8 +55,6 @@ def set_cr0(vm: Vm, value: int) -> None:
     value = value & 0xE005003F | Cr0.ET
     if value & Cr0.PG and not value & Cr0.PE or value & Cr0.NW and not value & Cr0.CD:
         raise GuestFault(Vector.GP, 0)
-    if not value & Cr0.PE and vm.backend.ring:
-        raise Stopped(Stop(End.UNSUPPORTED, "the guest goes to real mode: binary translation runs 32-bit protected mode; use --backend hw"))
     if not vm.paging.load(value, vcpu.cr3, vcpu.cr4, vcpu.efer):
         raise GuestFault(Vector.GP, 0)
     changed, vcpu.cr0 = vcpu.cr0 ^ value, value

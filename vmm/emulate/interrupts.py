@@ -74,14 +74,15 @@ def software_interrupt(vm: Vm, instruction: Instruction) -> Result:
 def iret(vm: Vm, instruction: Instruction) -> Result:
     """SDM 2A "IRET": to the same or an outer level. Not to virtual-8086 mode, and not out of a nested task."""
     vcpu, size = vm.vcpu, vm.operands.size(instruction)
-    if vcpu.flags() & Flag.NT:
+    real = vm.segments.real
+    if vcpu.flags() & Flag.NT and not real:
         raise Stopped(Stop(End.UNSUPPORTED, "iret out of a nested task: hardware task switches are not supported"))
     eip, selector, flags = vm.operands.peek(3, size)
-    if size == 4 and flags & Flag.VM and vcpu.cpl == 0:
+    if size == 4 and flags & Flag.VM and vcpu.cpl == 0 and not real:
         raise Stopped(Stop(End.UNSUPPORTED, "iret to virtual-8086 mode is not supported"))
     selector &= 0xFFFF
     code = vm.segments.code(selector, returning=True)
-    level = selector & 3
+    level = 0 if real else selector & 3
     before, kept = vcpu.flags(), Flag.VM | Flag.VIF | Flag.VIP
     if size == 2:
         kept |= 0xFFFF0000

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from bt.decode import Instruction
 from vmm.exits import RESUME, Outcome
 from vmm.faults import GuestFault
-from vmm.x86.bits import Vector
+from vmm.x86.bits import Cr0, Vector
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -26,6 +26,12 @@ Routine = Callable[["Vm", Instruction], Result]
 def undefined(vm: Vm, instruction: Instruction) -> Result:
     """What the virtual CPU does not have."""
     raise GuestFault(Vector.UD)
+
+
+def protected(vm: Vm) -> None:
+    """#UD in real mode, where there are no descriptors."""
+    if not vm.vcpu.cr0 & Cr0.PE:
+        raise GuestFault(Vector.UD)
 
 
 def privileged(vm: Vm) -> None:

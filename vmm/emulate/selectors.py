@@ -32,7 +32,13 @@ def _load(vm: Vm, number: int, selector: int) -> None:
         vm.vcpu.ss = vm.segments.stack(selector, vm.vcpu.cpl)
         vm.vcpu.inhibited = True
         return
-    held, machine = vm.segments.data(selector), vm.machine
+    machine = vm.machine
+    if vm.segments.real:
+        state, at = vm.vcpu.state, Cpu.ES + _WORDS * number
+        state[at], state[at + Cpu.BASE] = selector, selector << 4
+        machine.set_mode(state[Cpu.HFLAGS] & 3)
+        return
+    held = vm.segments.data(selector)
     attributes = deprivileged(held.attributes, vm.backend.ring) if selector & 0xFFFC else 0
     machine.set_segment(Cpu.ES + _WORDS * number, selector, held.base, held.limit, attributes)
     machine.set_mode(vm.vcpu.state[Cpu.HFLAGS] & 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt.decode import Instruction
-from vmm.emulate.routine import Result, privileged
+from vmm.emulate.routine import Result, privileged, protected
 from vmm.faults import GuestFault
 from vmm.x86.bits import Vector
 from vmm.x86.descriptors import (
@@ -51,6 +51,7 @@ def store_table(vm: Vm, instruction: Instruction) -> Result:
 
 
 def lldt(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     privileged(vm)
     selector = vm.operands.read(instruction, 2)
     if not selector & 0xFFFC:
@@ -63,6 +64,7 @@ def lldt(vm: Vm, instruction: Instruction) -> Result:
 
 
 def ltr(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     privileged(vm)
     selector = vm.operands.read(instruction, 2)
     if not selector & 0xFFFC:
@@ -88,12 +90,14 @@ def _system_descriptor(vm: Vm, selector: int, types: tuple[int, ...]) -> tuple[i
 
 
 def sldt(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     size = vm.operands.size(instruction) if instruction.modrm >= 0xC0 else 2
     vm.operands.write(instruction, size, vm.vcpu.ldt.selector)
     return None
 
 
 def str_(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     size = vm.operands.size(instruction) if instruction.modrm >= 0xC0 else 2
     vm.operands.write(instruction, size, vm.vcpu.tr.selector)
     return None

@@ -61,7 +61,7 @@ def call_far(vm: Vm, instruction: Instruction) -> Result:
         offset, size, code = gate.offset, gate.size, vm.segments.behind_gate(gate.selector)
     else:
         code = vm.segments.code(selector)
-    level, stack = code.selector & 3, vm.operands.stack()
+    level, stack = vcpu.cpl if vm.segments.real else code.selector & 3, vm.operands.stack()
     frame = [vcpu.cs.selector, instruction.next]
     if gate is not None and level < vcpu.cpl:
         parameters = stack.peek(gate.parameters, size)
@@ -80,6 +80,8 @@ def call_far(vm: Vm, instruction: Instruction) -> Result:
 
 def _gate(vm: Vm, selector: int) -> _Gate | None:
     """What a call gate says, or None when the selector names none. Raises for what cannot be jumped to."""
+    if vm.segments.real:
+        return None
     if not selector & 0xFFFC:
         raise GuestFault(Vector.GP, 0)
     descriptor, _ = vm.segments.descriptor(selector)
@@ -110,7 +112,7 @@ def ret_far(vm: Vm, instruction: Instruction) -> Result:
     selector &= 0xFFFF
     extra = int.from_bytes(instruction.raw[-2:], "little") if instruction.opcode == 0xCA else 0
     code = vm.segments.code(selector, returning=True)
-    return_to(vm, eip, code, selector & 3, 2 * size, size, extra)
+    return_to(vm, eip, code, vm.vcpu.cpl if vm.segments.real else selector & 3, 2 * size, size, extra)
     return JUMPED
 
 

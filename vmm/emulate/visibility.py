@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt.decode import Instruction
-from vmm.emulate.routine import Result
+from vmm.emulate.routine import Result, protected
 from vmm.faults import GuestFault
 from vmm.x86.bits import Flag, Vector
 from vmm.x86.descriptors import (
@@ -51,6 +51,7 @@ def _set_zf(vm: Vm, on: bool) -> None:
 
 
 def lar(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     high = _visible(vm, vm.operands.read(instruction, 2), (1, LDT_TYPE, 3, 4, TASK_GATE, TSS_AVAILABLE, TSS_BUSY, CALL_GATE))
     _set_zf(vm, high is not None)
     if high is not None:
@@ -59,6 +60,7 @@ def lar(vm: Vm, instruction: Instruction) -> Result:
 
 
 def lsl(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     selector = vm.operands.read(instruction, 2)
     high = _visible(vm, selector, (1, LDT_TYPE, 3, TSS_AVAILABLE, TSS_BUSY))
     _set_zf(vm, high is not None)
@@ -69,18 +71,21 @@ def lsl(vm: Vm, instruction: Instruction) -> Result:
 
 
 def verr(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     high = _visible(vm, vm.operands.read(instruction, 2), ())
     _set_zf(vm, high is not None and (not high & CODE or bool(high & WRITABLE)))
     return None
 
 
 def verw(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     high = _visible(vm, vm.operands.read(instruction, 2), ())
     _set_zf(vm, high is not None and not high & CODE and bool(high & WRITABLE))
     return None
 
 
 def arpl(vm: Vm, instruction: Instruction) -> Result:
+    protected(vm)
     destination = vm.operands.read(instruction, 2)
     source = vm.vcpu.register(instruction.modrm >> 3 & 7)
     lower = destination & 3 < source & 3

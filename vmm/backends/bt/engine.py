@@ -315,8 +315,9 @@ class BinaryTranslation:
     def mode(self, code: GuestCode) -> Mode:
         vcpu = self.vm.vcpu
         cs, ss = vcpu.cs, vcpu.ss
-        if vcpu.cpl in (1, 2) or not cs.attributes & ss.attributes & WIDE:
-            return code.cache.careful_mode(cs.base, cs.wide, vcpu.cpl)
+        real = not vcpu.cr0 & Cr0.PE
+        if real or vcpu.cpl in (1, 2) or not cs.attributes & ss.attributes & WIDE:
+            return code.cache.careful_mode(cs.base, cs.wide, vcpu.cpl, real)
         return code.cache.mode(cs.base, ss.base, not vcpu.iopl and not vcpu.trap_flag)
 
     def capture(self) -> None:
