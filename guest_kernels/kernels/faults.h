@@ -14,6 +14,9 @@
 #define ABSENT_GATE 0x90
 #define KERNEL_GATE 0x91
 
+/* What a selector looks like in an error code. */
+#define ERROR_OF(selector) ((selector) & ~3)
+
 #ifndef __ASSEMBLER__
 #include "../lib/types.h"
 

@@ -84,7 +84,14 @@ static inline void invlpg(const volatile void *address)
 }
 
 void lgdt(const struct table_register *r); /* descriptors.c */
-static inline void lidt(const struct table_register *r) { machine_state.idt = *r; }
+
+static inline void lidt(const struct table_register *r)
+{
+    machine_state.idt = *r;
+    if (!r->limit) /* no gates: no handlers */
+        hypercall(SET_TRAP_TABLE, 0, 0, 0, 0, 0);
+}
+
 static inline void sgdt(struct table_register *r) { *r = machine_state.gdt; }
 static inline void sidt(struct table_register *r) { *r = machine_state.idt; }
 void ltr(u16 selector);

@@ -5,6 +5,7 @@ A routine takes the domain and five words, and returns the result or raises `Ref
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,10 @@ from vmm.xen import calls_cpu, calls_events, calls_memory, calls_system
 
 if TYPE_CHECKING:
     from vmm.xen.domain import XenDomain
+
+_CALL = struct.Struct("<8I")
+_MOST_CALLS = 65536
+_NEVER_LISTED = frozenset((13, 23))  # a list in a list; IRET, which has no result
 
 Routine = Callable[["XenDomain", int, int, int, int, int], int]
 
@@ -42,11 +47,13 @@ def call(domain: XenDomain, number: int, a: int, b: int, c: int, d: int, e: int)
 
 def _multicall(domain: XenDomain, entries: int, count: int, _c: int, _d: int, _e: int) -> int:
     """A list of {number, result, six arguments}; each result is written back."""
+    if count > _MOST_CALLS:
+        raise Refused(Errno.TOOBIG, "too many calls in a multicall")
     arguments = domain.arguments
-    for n in range(min(count, 4096)):
-        number, _, a, b, c, d, e, _ = arguments.words(entries + 32 * n, 8)
-        result = -Errno.INVAL if number in (13, 23) else call(domain, number, a, b, c, d, e)
-        arguments.write_words(entries + 32 * n + 4, result)
+    for at in range(entries, entries + 32 * count, 32):
+        number, _, a, b, c, d, e, _ = _CALL.unpack(arguments.view(at, 32))
+        result = -Errno.INVAL if number in _NEVER_LISTED else call(domain, number, a, b, c, d, e)
+        arguments.write_word(at + 4, result)
     return 0
 
 
