@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 
-COUNTING = frozenset(("native",))
+COUNTING = frozenset(("native", "step"))
 """The back-ends that count instructions: `--icount`."""
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bt.decode import Instruction, decode, memory_access
 from bt.sensitive import Class, Row, Treatment, row_of
+from vmm.backends.count import Count
 from vmm.backends.port_fault import PortFault
 from vmm.backends.shadowed import Shadowed
 from vmm.cpu_state import Cpu
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 _LONGEST = 15  # bytes of an instruction
-_PHYSICAL_CR0 = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.PE
-_GUEST_CR0 = Cr0.MP | Cr0.EM | Cr0.TS | Cr0.AM
+_PHYSICAL_CR0 = Cr0.PG | Cr0.WP | Cr0.ET | Cr0.PE
+_GUEST_CR0 = Cr0.MP | Cr0.EM | Cr0.TS | Cr0.NE | Cr0.AM
 _PHYSICAL_CR4 = Cr4.PAE  # and no SMEP: the guest's kernel may execute user pages
 _GUEST_CR4 = Cr4.TSD | Cr4.DE | Cr4.OSFXSR | Cr4.OSXMMEXCPT
 _TRAPS = frozenset((Vector.TS, Vector.NP, Vector.SS, Vector.GP))  # what an instruction raises that is not allowed at this CPL
@@ -58,6 +59,7 @@ class DirectExecution:
         self._forced = False  # the physical TF is not the guest's now
         self._loaded: tuple[Segment, Segment, int] | None = None  # CS, SS and CPL that the CPU has been given, while stepping
         self._rows: tuple[dict[bytes, Row | None], dict[bytes, Row | None]] = {}, {}  # bytes at EIP to row, in 16- and 32-bit code
+        self.count = Count()
         self._port = PortFault(vm.machine, parts.empty_root)
 
     def start(self, start: Start) -> None:
@@ -114,9 +116,14 @@ class DirectExecution:
                 self._capture()
                 self.vm.vcpu.inhibited = bool(self.state[Cpu.HFLAGS] & 8)
             self.exact = False
+            self.count.due_in(self.vm, 1)
             self._resume()
         if self.vm.stopped is None and not self.exact:
             self.machine.run()
+
+    def retired(self) -> int:
+        """Instructions retired so far: counted under `step` only."""
+        return self.count.retired
 
     def synchronize(self) -> None:
         """Makes the vCPU exact, for reports on a stopped VM."""
@@ -125,7 +132,7 @@ class DirectExecution:
 
     def _resume(self) -> None:
         """Enters the guest at the vCPU's state, delivering what may be delivered and emulating what may not run first."""
-        vcpu, interrupts = self.vm.vcpu, self.vm.board.interrupts
+        vcpu, interrupts, counting = self.vm.vcpu, self.vm.board.interrupts, self.vm.icount is not None
         for _ in range(_IN_A_ROW):
             if interrupts.asserted and vcpu.interrupts_on and self.after_step is None:
                 if vcpu.inhibited:
@@ -134,12 +141,16 @@ class DirectExecution:
                     if not self._handled(External()):
                         return
                     continue
+            if counting and self.count.is_due and self.after_step is None:
+                break
             vcpu.inhibited = False
             try:
                 exit_ = self._look() if self.stepping or self.after_step is not None else None
                 if exit_ is None or not self._emulates(exit_.row):
                     if exit_ is not None and self.stepping and vcpu.cpl > vcpu.iopl and not self._port_allowed(exit_.instruction):
                         continue
+                    if counting:
+                        self.count.enters(self.vm, self._code())
                     self._enter(exit_)
                     return
             except GuestPageFault as fault:
@@ -154,7 +165,9 @@ class DirectExecution:
 
     def _emulates(self, row: Row) -> bool:
         """Whether an instruction that was met before it ran is emulated. Under `trap` only what would show that it is being stepped."""
-        return row.treatment is not Treatment.NATIVE if self.stepping else row.name == "pushf"
+        if not self.stepping:
+            return row.name == "pushf"
+        return row.treatment is not Treatment.NATIVE or row.name == "rdtsc"
 
     def _emulated(self, exit_: Sensitive) -> bool:
         """Emulates an instruction, with the debug trap that may follow it. False when the guest is not to go on now."""
@@ -164,6 +177,7 @@ class DirectExecution:
         self.stats.architectural["single step"] += 1
         delivered = vcpu.delivered
         going_on = self._handled(exit_)
+        self.count.retired += self.vm.monitor.completed
         if done is not None:
             done(self.vm.monitor.completed)
         if going_on and trap_flag and vcpu.delivered == delivered:
@@ -235,13 +249,17 @@ class DirectExecution:
         row = None
         for instruction in decode(code, 0, self.vm.vcpu.cs.wide):
             row = row_of(instruction.opcode, instruction.modrm)
-            if row is not None and (row.klass is Class.FLOW or row.treatment is Treatment.NATIVE and row.klass is not Class.PRIVILEGED):
-                row = None  # what is left besides the emulated: port accesses
+            if row is not None and (row.klass is Class.FLOW or row.treatment is Treatment.NATIVE and not self._looked_at(row)):
+                row = None
             break
         if len(rows) >= _KNOWN_CODE:
             rows.clear()
         rows[code] = row
         return row
+
+    def _looked_at(self, row: Row) -> bool:
+        """Whether what the CPU does by itself is looked at all the same: a port access may not be allowed; RDTSC shows counted time."""
+        return row.klass is Class.PRIVILEGED or row.name == "rdtsc" and self.vm.icount is not None
 
     def _look(self) -> Sensitive | None:
         """The instruction at the vCPU's EIP if it is sensitive. Raises GuestPageFault."""
@@ -306,27 +324,36 @@ class DirectExecution:
 
     def _stepped(self) -> None:
         """The instruction (one iteration of a repeated one) that was to run by itself has run."""
-        vcpu = self.vm.vcpu
+        vm, vcpu, count = self.vm, self.vm.vcpu, self.count
         self.stats.architectural["single step"] += 1
-        if self.after_step is None and not self._debug_trap and not self.vm.board.interrupts.asserted:
-            vcpu.eip = self.state[Cpu.EIP]  # most steps end here, or in a sensitive instruction: 3 us each
+        if self.after_step is None and not self._debug_trap and not vm.board.interrupts.asserted:  # most are these: 3 us each
+            if vm.icount is not None:
+                count.ran(vm)
+            vcpu.eip = self.state[Cpu.EIP]
             try:
-                row = self._row(self._code())
-                if row is None or row.treatment is Treatment.NATIVE and not vcpu.cpl:
-                    return
+                code = self._code()
+                row = self._row(code)
+                if row is None or not vcpu.cpl and not self._emulates(row):
+                    if vm.icount is None:
+                        return
+                    if not count.is_due:
+                        count.enters(vm, code)
+                        return
             except GuestPageFault:
                 pass
             self._resume()
             return
-        self._capture()
         done, self.after_step = self.after_step, None
         if done is not None:
             done(True)
+            count.due_in(vm)
+        count.ran(vm)
+        self._capture()
         if self._debug_trap:
             self._debug_trap = False
             if not self._handled(Raised(Vector.DB)):
                 return
-        if self.vm.stopped is None:
+        if vm.stopped is None:
             self._resume()
 
     def _page_fault(self, gva: int, error: int) -> None:
@@ -456,7 +483,9 @@ class DirectExecution:
             vm.vcpu.cpl = 3
             if not self._port.allowed(vm, port, size):
                 return 0
-        return vm.board.bus.port(port, size, value)
+        result = vm.board.bus.port(port, size, value)
+        self.count.due_in(vm)
+        return result
 
     def _port_allowed(self, instruction: Instruction) -> bool:
         """Whether IN, OUT, INS or OUTS, met before it runs, may reach its port; False: the guest has its exception."""

@@ -40,6 +40,7 @@ ROUTINES: dict[str, Routine] = {
     "rdmsr": msrs.rdmsr,
     "wrmsr": msrs.wrmsr,
     "rdpmc": msrs.rdpmc,
+    "rdtsc": msrs.rdtsc,
     "lgdt": tables.lgdt,
     "lidt": tables.lidt,
     "sgdt": tables.store_table,

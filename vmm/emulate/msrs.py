@@ -9,7 +9,7 @@ from vmm.cpuid import EFER
 from vmm.emulate.control import tables_dropped
 from vmm.emulate.routine import Result, privileged
 from vmm.faults import GuestFault
-from vmm.x86.bits import Efer, Vector
+from vmm.x86.bits import Cr4, Efer, Vector
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -23,6 +23,17 @@ def rdmsr(vm: Vm, instruction: Instruction) -> Result:
         raise GuestFault(Vector.GP, 0)
     vcpu.set_register(0, value)
     vcpu.set_register(2, value >> 32)
+    return None
+
+
+def rdtsc(vm: Vm, instruction: Instruction) -> Result:
+    """Where virtual time is counted the time stamp is that time in nanoseconds; elsewhere the CPU does it by itself."""
+    vcpu = vm.vcpu
+    if vcpu.cr4 & Cr4.TSD and vcpu.cpl:
+        raise GuestFault(Vector.GP, 0)
+    now = vm.clock.now()
+    vcpu.set_register(0, now)
+    vcpu.set_register(2, now >> 32)
     return None
 
 
