@@ -56,6 +56,7 @@ CASES = [
     ("run hello --disk odd", "odd: ", "512"),
     ("run hello --disk disk --disk disk", "disk: ", "locked"),
     ("run hello --disk a --disk b --disk c --disk d --disk e", "--disk e: ", "4 drives"),
+    ("run hello-pv --backend bt", "hello-pv.elf: ", "which --backend pv runs"),
     ("run hello --backend pv", "hello.elf: ", "neither Xen notes nor"),
     ("run elf64 --backend pv", "elf64: ", "64-bit"),
     ("run text --backend pv", "text: ", "not an ELF file"),

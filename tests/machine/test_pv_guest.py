@@ -298,3 +298,52 @@ def test_code_through_a_read_only_alias() -> None:
     lines = [f"mov byte ptr [{DATA + 1}],{n}; call ebx; add [{LOG}],eax" for n in range(1, 9)]
     vm = run({CODE: f"{alias}; mov ebx,{where}; {'; '.join(lines)}; {FINISH}", DATA: "mov eax,0; ret"})
     assert log(vm, 1) == [sum(range(1, 9))]
+
+
+def _leaf_table() -> int:
+    """Where a guest sees its table for the first 2 MiB: as every page table, mapped read-only."""
+    start = pv_vm({CODE: "nop"}).start
+    assert start is not None and start.domain is not None
+    return BASE + start.domain.tables[2] * 0x1000
+
+
+_STORES = {
+    "mov": "mov dword ptr [ebx+4],0; mov [ebx],ecx",
+    "xchg": "xchg [ebx],ecx",
+    "cmpxchg8b": "mov edi,ecx; mov eax,[ebx]; mov edx,[ebx+4]; mov ebp,ebx; mov ebx,edi; xor ecx,ecx; .byte 0xf0,0x0f,0xc7,0x4d,0",
+    "and": "mov [ebx],ecx; and dword ptr [ebx],0xffffffff",
+    "stosd": "mov edi,ebx; mov eax,ecx; stosd; xor eax,eax; stosd",
+}
+
+
+@pytest.mark.parametrize("name", _STORES)
+def test_stores_into_page_tables(name: str) -> None:
+    """Any instruction that stores a valid entry into a lowest-level table does it; the new mapping is there at once behind a flush."""
+    page = 0x30
+    entry = f"mov ecx,[{INFO}]; mov ecx,[ecx+68]; mov ecx,[ecx+{4 * page_of(DATA)}]; shl ecx,12; or ecx,0x63"
+    code = f"{entry}; mov ebx,{_leaf_table() + 8 * page}; {_STORES[name]}; {call(26, TABLE, 1, 0, 0x7FF0)}"
+    vm = run({CODE: f"{code}; mov eax,[{BASE + page * 0x1000}]; mov [{LOG}],eax; {FINISH}", TABLE: struct.pack("<3I", 6, 0, 0),
+              DATA: struct.pack("<I", 0x600DF00D)}, strict=True)
+    assert log(vm, 1) == [0x600DF00D]
+    assert vm.stats.architectural["page-table store"] > 0
+
+
+def test_a_store_of_an_invalid_entry_is_a_page_fault() -> None:
+    """At the instruction, which has had no effect, registers included; with TF no debug exception follows it, but one does follow a valid store."""
+    at = _leaf_table() + 8 * 0x30
+    trap_flag = "pushfd; or dword ptr [esp],0x100; popfd"
+    code = f"mov ebx,{at}; mov ecx,0x7fffff03; {trap_flag}; xchg [ebx],ecx; nop; mov dword ptr [{LOG + 40}],1; {FINISH}"
+    vm = run({
+        CODE: f"{call(0, TABLE)}; {code}",
+        TABLE: traps(1, 14),
+        _handler(1): f"inc dword ptr [{LOG + 44}]; {IRET}",
+        _handler(14): f"{_SAVE_FRAME}; mov [{LOG + 24}],ecx; mov eax,[{LOG + 44}]; mov [{LOG + 28}],eax; {FINISH}",
+    })  # fmt: skip
+    error, eip, cs = log(vm, 3)
+    assert (error & 7, cs & 0xFFFF) == (3, 0xE019)
+    assert domain_of(vm).mmu.read(eip, 2) == b"\x87\x0b"
+    assert log(vm, 11)[6:8] == [0x7FFFFF03, 0]
+    assert log(vm, 11)[10] == 0
+    good = f"mov ebx,{at}; xor ecx,ecx; {trap_flag}; xchg [ebx],ecx; nop; pushfd; and dword ptr [esp],0xfffffeff; popfd; {FINISH}"
+    vm = run({CODE: f"{call(0, TABLE)}; {good}", TABLE: traps(1), _handler(1): f"inc dword ptr [{LOG + 44}]; {IRET}"})
+    assert log(vm, 12)[11] == 5

@@ -16,6 +16,7 @@ from vmm.boot.image import mib, read_file, read_image
 from vmm.boot.layout import Layout
 from vmm.boot.refusal import refusal
 from vmm.boot.symbols import Range, Symbols
+from vmm.boot.xen_notes import has_xen_notes
 from vmm.bus import Memory
 from vmm.errors import InputError
 from vmm.start import GDT, Start
@@ -54,6 +55,8 @@ def load(
         if header is not None:
             start = _load_multiboot(path, image, layout, header, append, module_texts)
         elif elf.is_elf(image):
+            if has_xen_notes(image):
+                raise InputError(f"{path}: a paravirtual kernel for Xen, which --backend pv runs")
             start = _load_elf(path, image, layout)
             _check_unused(path, "an ELF kernel without a multiboot header", append, module_texts)
         else:

@@ -17,6 +17,8 @@ OWNER: Final = b"Xen\0"
 GUEST_SECTION: Final = b"__xen_guest"
 _PT_NOTE, _SHT_NOTE = 4, 7
 _ENTRY, _HYPERCALL_PAGE, _VIRT_BASE, _PADDR_OFFSET, _PAE_MODE = 1, 2, 3, 4, 9
+_PVH_ENTRY: Final = 18
+_PARAVIRTUAL: Final = frozenset((_ENTRY, _VIRT_BASE))  # a PVH kernel has notes too, but neither of these
 _NUMBERS: Final = {
     _ENTRY: "entry", _HYPERCALL_PAGE: "hypercall page", _VIRT_BASE: "virtual base", _PADDR_OFFSET: "physical offset",
 }  # fmt: skip
@@ -39,9 +41,9 @@ class XenNotes:
 
 
 def has_xen_notes(image: bytes) -> bool:
-    """Whether a 32-bit ELF file names itself a Xen guest, soundly or not. Never raises."""
+    """Whether a 32-bit ELF file names itself a paravirtual Xen guest, soundly or not. Never raises."""
     try:
-        return bool(_notes("", image)) or _guest_section(image) is not None
+        return not _PARAVIRTUAL.isdisjoint(_notes("", image)) or _guest_section(image) is not None
     except (InputError, struct.error, IndexError):
         return False
 
@@ -50,6 +52,8 @@ def read_xen_notes(name: str, image: bytes) -> XenNotes:
     """The notes of `image`. Raises InputError for a kernel that has none, is not PAE, or contradicts itself."""
     notes = _notes(name, image)
     section = None if notes else _guest_section(image)
+    if _PVH_ENTRY in notes and _PARAVIRTUAL.isdisjoint(notes):
+        raise InputError(f"{name}: a kernel for Xen's PVH mode only: --backend pv runs paravirtual ones (32-bit PAE)")
     if notes:
         found = _from_notes(name, notes)
     elif section is not None:

@@ -41,6 +41,14 @@ def test_the_older_section() -> None:
     assert has_xen_notes(image)
 
 
+def test_who_is_a_guest() -> None:
+    """`auto` chooses pv for paravirtual kernels, sound or not; not for those that know Xen in another way."""
+    assert has_xen_notes(elf(CONTENTS, notes(pae=None)))
+    assert not has_xen_notes(elf(CONTENTS, note(18, bytes(4)) + note(9, b"yes\0")))
+    assert not has_xen_notes(elf(CONTENTS, b""))
+    assert not has_xen_notes(b"\x7fELF\2" + elf(CONTENTS, notes())[5:])
+
+
 def test_a_last_note_without_its_padding() -> None:
     """GRUB's counts padding that the file does not have."""
     assert read_xen_notes("k", elf(CONTENTS, notes(pae=None) + struct.pack("<3I", 4, 12, 9) + b"Xen\0yes\0")).virt_base == BASE
@@ -49,6 +57,7 @@ def test_a_last_note_without_its_padding() -> None:
 @pytest.mark.parametrize(("image", "text"), [
     (elf(CONTENTS, b""), "neither Xen notes nor"),
     (elf(CONTENTS, note(9, b"yes\0", b"GNU\0")), "neither Xen notes nor"),
+    (elf(CONTENTS, note(18, bytes(4)) + note(9, b"yes\0")), "for Xen's PVH mode only"),
     (elf(CONTENTS, notes(pae=None)), "without PAE (its notes say 'no')"),
     (elf(CONTENTS, notes(pae=b"no\0")), "without PAE"),
     (elf(CONTENTS, notes(base=b"\1\2")), "the virtual base is 0102"),

@@ -44,6 +44,7 @@ class Paravirtual:
         self.caches: Mapping[str, TranslationCache] = {}
         self.monitor: Monitor
         self.after_step: Callable[[bool], None] | None = None
+        self._guest_trap_flag = False
         self.port_fault: tuple[bytes, int, int] | None = None  # state before an IN or OUT that is being aborted, port, size
         self._old_exception, self._is_int = vm.machine.old_exception, vm.machine.is_int
         self.stores = TableStores(self)
@@ -91,6 +92,7 @@ class Paravirtual:
     def step(self, done: Callable[[bool], None]) -> None:
         """Lets the one instruction at EIP run; then done(completed) is called, before anything else happens."""
         self.after_step = done
+        self._guest_trap_flag = self.vm.vcpu.trap_flag
         self.machine.set_trap_flag(True)
 
     def memory_access(self, write: bool) -> tuple[int, bool, bool]:
@@ -238,10 +240,12 @@ class Paravirtual:
         """The end of a single step: done, or a fault of the instruction's own."""
         done, self.after_step = self.after_step, None
         assert done is not None
-        self.machine.set_trap_flag(False)
+        self.machine.set_trap_flag(self._guest_trap_flag)
         completed = vector == Vector.DB
         done(completed)
-        if completed:
+        if completed and self.vm.vcpu.trap_flag:  # not so when the store was refused: its page fault has been delivered
+            self.exit(Raised(Vector.DB))
+        elif completed:
             self._let_events_in()
 
     def _on_invalid(self) -> None:
