@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.machine.flat import FINISH, FLAT_CODE, FLAT_DATA, LGDT, USER_CODE, USER_DATA, finish, flat_vm
-from tests.machine.small_kernel import TO_USER, small_kernel
+from tests.machine.flat import FINISH, FLAT_CODE, FLAT_DATA, LGDT, USER_CODE, USER_DATA, finish, flat_vm, words
+from tests.machine.small_kernel import LOG, TO_USER, small_kernel
 from vmm.exits import End
 
 _GDT, _POINTER = 0x24000, 0x25000
@@ -15,26 +15,46 @@ def _gdt(*descriptors: int) -> dict[int, bytes]:
     return {_GDT: table, _POINTER: (len(table) - 1).to_bytes(2, "little") + _GDT.to_bytes(4, "little")}
 
 
-def test_segment_limits_are_not_checked() -> None:
-    """Quirk 1: a byte-granular data segment of 16 bytes; the word at 4096 is read all the same."""
-    small = 0x0040_9200_0000_000F
+@pytest.mark.parametrize(
+    ("selector", "access"),
+    [
+        pytest.param(0x18, "mov ebx, dword ptr fs:[0x1000]", id="limit"),
+        pytest.param(0x20, "mov dword ptr fs:[0x1004], 0x600d; mov ebx, [0x1004]", id="read-only"),
+        pytest.param(0, "mov ebx, dword ptr fs:[0x1000]", id="null"),
+    ],
+)
+def test_segments_are_not_checked_on_data_accesses(selector: int, access: str) -> None:
+    """Quirk 1: beyond a limit of 16 bytes, into a read-only segment, through a null selector; with no IDT a #GP would end the run."""
+    small, read_only = 0x0040_9200_0000_000F, 0x00CF_9100_0000_FFFF
     vm = flat_vm(
         {
             0x100000: f"""
             {LGDT.format(hex(_POINTER))}
             mov dword ptr [0x1000], 0x600d
-            mov ax, 0x18
+            mov ax, {selector}
             mov fs, ax
-            mov ebx, dword ptr fs:[0x1000]
+            {access}
             cmp ebx, 0x600d
             jne 0x100800
             {FINISH}
             """,
             0x100800: "mov al, 1; out 0xf4, al",
-            **_gdt(FLAT_CODE, FLAT_DATA, small),
+            **_gdt(FLAT_CODE, FLAT_DATA, small, read_only),
         }
     )
     assert finish(vm) == 0
+
+
+def test_x87_exceptions_wait_for_wait() -> None:
+    """A division by zero that is not masked: FLD1 runs, WAIT raises #MF."""
+    kernel = f"""
+        mov eax,cr0; or eax,0x22; mov cr0,eax; fninit; push 0x37b; fldcw [esp]; fld1; fldz; .byte 0xde,0xf9
+        fld1; fnstsw ax; movzx eax,ax; mov [{LOG}],eax; wait; ud2
+    """
+    vm = flat_vm(small_kernel(kernel, handlers={16: f"mov dword ptr [{LOG + 4}],16; {FINISH}"}))
+    assert finish(vm) == 0
+    status, vector = words(vm, LOG, 2)
+    assert (status & 0x84, vector) == (0x84, 16), "summary and zero-divide flags"
 
 
 def test_watchpoints_never_fire() -> None:
