@@ -80,7 +80,7 @@ class Emitter:
         falls_to: int | None = None
         code, starts, at = self.code, self.starts, self.at
         mark, guest, recovery = self.translation.marks.append, self.translation.guests.append, self.translation.recovery.append
-        heads = run_heads(self.block) if self.options.counted else None
+        heads = run_heads(self.block) if self.options.counted and not self.mode.careful else None  # a counter is 32-bit code
         for instruction, row in zip(self.block.instructions, self.block.rows, strict=True):
             address = instruction.address
             if falls_to is not None and falls_to != address:

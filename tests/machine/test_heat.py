@@ -172,3 +172,18 @@ def test_nothing_is_counted_unless_wanted() -> None:
     for translation in vm.backend.caches["kernel"].translations:
         assert not translation.counters
         assert all(kind is not Kind.UNDEFINED for _, _, kind in kinds(translation))
+
+
+def test_16_bit_code_counts_nothing_and_runs() -> None:
+    """A counter is 32-bit code: code that is translated with care goes without, and does what it does."""
+    gdt = [0, flat.FLAT_CODE, flat.FLAT_DATA, 0x0000_9B00_0000_FFFF]
+    call = ".byte 0x9a; .long 0x6000; .short 0x18"
+    parts: dict[int, str | bytes] = {
+        ENTRY: f"{flat.LGDT.format(POINTER)}; mov esp, 0x8000; xor ebx, ebx; {call}; cmp ebx, 3; setne al; out 0xf4, al",
+        0x6000: bytes.fromhex("b90300 6643 e2fc 66cb"),  # mov cx,3; l: inc ebx; loop l; retf (32-bit)
+        IDT: quads(gdt),
+        POINTER: (8 * len(gdt) - 1).to_bytes(2, "little") + IDT.to_bytes(4, "little"),
+    }
+    vm, heat = heated(parts, BtOptions(counted=True))
+    assert flat.finish(vm) == 0
+    assert counts(vm, heat)[ENTRY] == 1
