@@ -44,8 +44,9 @@ INS_STORES_FIRST = {
     "ins rep32 user": "#GP(0) +0 [a030]=00 [a031]=00 [a032]=00 [a033]=00",
     "ins rep16 user": "#GP(0) +0 [a030]=00 [a031]=00",
 }
-# docs/QUIRKS.md 3: what directly executed user code sees of the deprivileged machine: the VMM's tables (behind 4 GiB, of which SGDT stores
-# the lower half), its LDT, no task register, its CR0, and shadow descriptors that nothing has asked for yet.
+# docs/QUIRKS.md 3: what directly executed user code sees of the deprivileged machine: the VMM's tables (behind 4 GiB, of which SGDT stores the
+# lower half), its LDT, no task register, and shadow descriptors that nothing has asked for yet. What SMSW shows of CR0 is the guest's own in all
+# that is defined; [a013] of SGDT was 40h before.
 _SHADOW_GDT = {1: "01", 3: "03"}  # the third byte of its address, by ring: with ring 3 users have tables of their own
 
 
@@ -53,9 +54,9 @@ def nine_reads(ring: int) -> dict[str, str]:
     """The lines of the nine unprivileged reads in directly executed user code."""
     lines = {}
     for form, size in (("32", 3), ("16", 4)):
-        lines[f"sgdt {form} user"] = f"+{size} [a010]=ff [a011]=ff [a012]=00 [a013]=40 [a014]={_SHADOW_GDT[ring]} [a015]=00"
+        lines[f"sgdt {form} user"] = f"+{size} [a010]=ff [a011]=ff [a012]=00 [a014]={_SHADOW_GDT[ring]} [a015]=00"
         lines[f"sidt {form} user"] = f"+{size} [a010]=00 [a011]=00 [a012]=00 [a013]=00 [a014]=00 [a015]=00"
-    for name, shown in (("sldt", 8), ("str", 0), ("smsw", 0x31)):
+    for name, shown in (("sldt", 8), ("str", 0)):
         lines[f"{name} r32 user"] = f"+3 ecx={shown:x}"
         lines[f"{name} r16 user"] = f"+4 ecx=c1c2{shown:04x}"
         lines[f"{name} m user"] = f"+3 [a010]={shown:02x} [a011]=00"
