@@ -21,6 +21,8 @@ MIDWAY = 0x20  # the instruction is partly done: go on to the next clean place
 SHADOWED = 0x40  # clean, but no interrupt may be delivered here (behind sti and loads of ss)
 RETURNING = 0x80  # a native iret: the flags word has been changed already
 
+ITERATIONS = 0xFF  # in Translation.left
+
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -75,6 +77,8 @@ class SiteKind(Enum):
     MISS = auto()  # a return or indirect jump that its table did not know
     STEPPED = auto()  # the end of a translation of a single instruction, or of a careful one
     PROTECTED = auto()  # a store through a CS override
+    ALONE = auto()  # an instruction that is to run by itself, its time known exactly
+    OVERDRAWN = auto()  # a run of instructions that is longer than the budget
 
 
 @dataclass(slots=True)
@@ -106,7 +110,8 @@ class Translation:
     while that has no translation). source: what it was made of, as (gfn, offset in the frame, bytes). incoming: slots that
     hold addresses in it. keys: its keys in the cache's table. alive: False from invalidation to revival. single: for one
     instruction only, not looked up. counters: guest EIP of the head of each counted run of instructions to the window offset
-    of its counter; empty when nothing is counted.
+    of its counter; empty when nothing is counted. left: where a budget is kept, for each map entry how many instructions have
+    been taken off it that are not done there (ITERATIONS: as many as ECX says, and one); empty without a budget.
     """
 
     block: Block
@@ -123,6 +128,7 @@ class Translation:
     incoming: set[int] = field(default_factory=set)
     keys: list[int] = field(default_factory=list)
     counters: dict[int, int] = field(default_factory=dict)
+    left: array[int] = field(default_factory=lambda: array("B"))
     body: int = 0
     alive: bool = True
     single: bool = False
@@ -137,10 +143,22 @@ class Translation:
         at = bisect_right(self.marks, address) - 1
         return self.guests[at], self.recovery[at], self.marks[at] == address
 
+    def is_shadowed(self, guest: int) -> bool:
+        """Whether no interrupt may be delivered before the instruction at a guest EIP, where a run begins."""
+        address = self.find(guest)
+        return address is not None and self.locate(address)[1] == SHADOWED
+
+    def unfinished(self, address: int, ecx: int) -> int:
+        """How many instructions have been taken off the budget that are not done at a cache address in it, where ECX is this."""
+        if not self.left:
+            return 0
+        left = self.left[bisect_right(self.marks, address) - 1]
+        return ecx + 1 if left == ITERATIONS else left
+
     def find(self, guest: int) -> int | None:
         """Cache address at which the instruction at a guest EIP starts cleanly, when this translation has it.
 
-        Counted code is entered at the heads of runs only: what is entered in their midst would not be counted.
+        Counted code, and code that keeps a budget, is entered at the heads of runs only: what is entered in their midst would not count.
         """
         if self.counters and guest not in self.counters:
             return None
@@ -148,7 +166,7 @@ class Translation:
         try:
             while True:
                 at = self.guests.index(guest, at + 1, self.body)
-                if self.recovery[at] in (CLEAN, SHADOWED):
+                if self.recovery[at] in (CLEAN, SHADOWED) and not (self.left and self.left[at]):
                     return self.marks[at]
         except ValueError:
             return None

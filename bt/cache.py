@@ -109,6 +109,10 @@ class TranslationCache:
                     break
         return address
 
+    def starting_at(self, address: int) -> Translation:
+        """The translation whose code begins at a linear address, where one does."""
+        return self.translations[bisect_right(self.starts, address) - 1]
+
     def translation_at(self, address: int) -> Translation | None:
         """The translation whose code holds a linear address."""
         at = bisect_right(self.starts, address) - 1

@@ -116,13 +116,13 @@ def _kind(translation: Translation, instruction: Instruction, row: Row | None, t
 
 
 def _is_copied(translation: Translation, instruction: Instruction) -> bool:
-    """Whether the guest's bytes stand where the instruction starts cleanly: behind its counter, if it has one."""
+    """Whether the guest's bytes stand where the instruction starts cleanly: behind what counts it, if anything does."""
     starts = [
         mark
         for mark, guest, flags in zip(translation.marks, translation.guests, translation.recovery)
         if guest == instruction.address and flags in (CLEAN, SHADOWED)
     ]
-    at = starts[1 if instruction.address in translation.counters else 0] - translation.start
+    at = starts[-1] - translation.start
     return translation.code[at : at + len(instruction.raw)] == instruction.raw
 
 

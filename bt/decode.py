@@ -17,6 +17,8 @@ OPERAND_SIZE, ADDRESS_SIZE, REPEAT, LOCK = 1, 2, 4, 8  # bits of Instruction.pre
 _PREFIXES = {0x66: OPERAND_SIZE, 0x67: ADDRESS_SIZE, 0xF2: REPEAT, 0xF3: REPEAT, 0xF0: LOCK, 0x26: 0, 0x2E: 0, 0x36: 0, 0x3E: 0, 0x64: 0, 0x65: 0}
 _SEGMENTS = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65))
 _CHUNK = 6  # instructions decoded at once by Capstone, behind one that needs it
+_REPNE, _REPE = 0xF2, 0xF3
+_STRINGS = frozenset((*range(0x6C, 0x70), *range(0xA4, 0xA8), *range(0xAA, 0xB0)))
 _LONGEST = 15  # bytes of an instruction
 
 _capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
@@ -64,6 +66,12 @@ class Instruction:
     def is_repeated_string(self) -> bool:
         """Whether it is a string instruction with a REP prefix."""
         return bool(self.prefixes & REPEAT) and self.opcode in _STRINGS
+
+    @property
+    def repeats_while_equal(self) -> bool:
+        """Which of the two prefixes a repeated CMPS or SCAS has: the last one counts."""
+        prefixes = self.raw[: self.at - 1]
+        return prefixes.rfind(_REPE) > prefixes.rfind(_REPNE)
 
     def relative_target(self) -> int:
         """Where a relative jump, branch or call goes (its last 1, 2 or 4 bytes are the displacement)."""

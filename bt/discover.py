@@ -19,13 +19,13 @@ _KERNEL = Mode(0, 0, 0)
 _FOLLOWED = (Treatment.BRANCH, Treatment.LOOP)
 
 
-def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT, mode: Mode = _KERNEL) -> Block:
+def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT, mode: Mode = _KERNEL, *, timed: bool = False) -> Block:
     """The block that is entered at EIP `entry`.
 
     code: the bytes from EIP `start` on: `span` bytes of the page, then those of the next page that an instruction reaching
     over the end may need (none when that page cannot be fetched). An instruction that needs more is left out: the block
     ends before it, and is empty when it is the first. mode: a careful one makes the block a run that ends with the first
-    instruction in the table.
+    instruction in the table. timed: what shows the time or reaches a device has its row.
     """
     instructions: list[Instruction] = []
     rows: list[Row | None] = []
@@ -43,7 +43,7 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT,
                 left -= 1
                 taken.add(eip)
                 instructions.append(instruction)
-                row = classify(instruction.opcode, instruction.modrm, unprivileged)
+                row = classify(instruction.opcode, instruction.modrm, unprivileged, timed)
                 rows.append(row)
                 if row is None:
                     if instruction.opcode == _UD2:

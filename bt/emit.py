@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bt.block import ADJUSTED, CLEAN, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
+from bt.block import ADJUSTED, CLEAN, ITERATIONS, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
 from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, has_memory_operand, memory_operand, operand_registers, stores_by_override
 from bt.sensitive import Class, Row, Treatment
 from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
@@ -30,6 +30,8 @@ _CS_OVERRIDE, _SS_OVERRIDE = 0x2E, 0x36
 _BY_REGISTER = {0x6E: 6, 0x6F: 6, 0xA4: 6, 0xA5: 6, 0xA6: 6, 0xA7: 6, 0xAC: 6, 0xAD: 6, 0xD7: 3}  # outs movs cmps lods xlat: ESI, EBX
 _MOV_SEGMENT = 0x8E
 _MOVES_WITH_OFFSET = (0xA0, 0xA1, 0xA2, 0xA3)
+_PORT_STRINGS = (0x6C, 0x6D, 0x6E, 0x6F)  # ins outs
+_CONDITIONAL_STRINGS = (0xA6, 0xA7, 0xAE, 0xAF)  # cmps scas
 _IF_BYTE = Word.FLAGS + 1
 _STORES = (Treatment.READ_WORD, Treatment.READ_TABLE)
 _FLAG_TREATMENTS = (Treatment.PUSH_FLAGS, Treatment.POP_FLAGS, Treatment.CLEAR_IF, Treatment.SET_IF, Treatment.RETURN_FROM_INTERRUPT)
@@ -46,12 +48,15 @@ class Options:
     native_iret: whether iret to user mode may be left to the CPU. stubs_in_cache: emulate in the cache where it can be
     done; otherwise every sensitive instruction traps. counted: each run of instructions counts how often it is entered, for
     about 30 bytes of code. user: the code is a user's: what is privileged traps, and popf leaves IF alone.
+    budgeted: each run of instructions first takes its length off the budget, and traps when there is not so much left; what must
+    know the time exactly runs alone.
     """
 
     native_iret: bool = True
     stubs_in_cache: bool = True
     counted: bool = False
     user: bool = False
+    budgeted: bool = False
 
 
 class Emitter:
@@ -73,6 +78,7 @@ class Emitter:
         self.exits: dict[int, int] = {}  # guest EIP -> slot
         self.return_points: set[int] = set()
         self.inhibited = False
+        self.left = 0  # instructions taken off the budget that are not done before the present one
         self.data = base - mode.ss_base  # added to a window offset: the displacement to it through SS
 
     def translate(self) -> Translation:
@@ -81,6 +87,9 @@ class Emitter:
         code, starts, at = self.code, self.starts, self.at
         mark, guest, recovery = self.translation.marks.append, self.translation.guests.append, self.translation.recovery.append
         heads = run_heads(self.block) if self.options.counted and not self.mode.careful else None  # a counter is 32-bit code
+        budgeted = self.options.budgeted
+        runs = run_lengths(self.block) if budgeted and not self.single else {}
+        left = self.translation.left.append
         for instruction, row in zip(self.block.instructions, self.block.rows, strict=True):
             address = instruction.address
             if falls_to is not None and falls_to != address:
@@ -91,14 +100,22 @@ class Emitter:
             mark(here)
             guest(address)
             recovery(SHADOWED if self.inhibited else CLEAN)
+            if budgeted:
+                left(0 if address in runs else self.left)
             if heads and address in heads:
                 self.count(address)
+            if address in runs:
+                self.take(instruction, runs[address])
             if row is not None:
                 falls_to = self.sensitive(instruction, row)
+                self.left = 0
                 continue
             self.inhibited = False
             code += instruction.raw if instruction.segment != _CS_OVERRIDE else self.overridden(instruction)
             falls_to = instruction.next
+            if budgeted and self.left:
+                self.done(instruction)
+        self.left = 0
         for address in self.block.undecodable:
             if falls_to is not None and falls_to != address:
                 self.jump(falls_to)
@@ -128,6 +145,8 @@ class Emitter:
         translation.marks.append(self.at + len(self.code))
         translation.guests.append(guest)
         translation.recovery.append(recovery)
+        if self.options.budgeted:
+            translation.left.append(self.left)
 
     def word(self, offset: int) -> bytes:
         """The displacement of a window word for an access through SS."""
@@ -211,9 +230,65 @@ class Emitter:
         self.put(self.save(_ECX), self.load(_ECX, counter), b"\x8d\x49\x01", self.store(_ECX, counter), self.restore(_ECX))  # lea ecx,[ecx+1]
         self.mark(head, SHADOWED if self.inhibited else CLEAN)
 
+    def take(self, instruction: Instruction, length: int) -> None:
+        """Takes a run of `length` instructions off the budget, or traps. No flag is touched."""
+        address, clean = instruction.address, SHADOWED if self.inhibited else CLEAN
+        if instruction.is_repeated_string:
+            if instruction.opcode not in _PORT_STRINGS:  # those run alone, always
+                self.take_iterations(instruction)
+            return
+        self.mark(address, MIDWAY)
+        self.put(self.save(_ECX), self.load(_ECX, Word.BUDGET), bytes((0x8D, 0x49, -length & 0xFF)), self.store(_ECX, Word.BUDGET))  # lea ecx,[ecx-n]
+        self.put(b"\x36\x0f\xb6\x0d" + self.word(Word.BUDGET + 3), b"\xe3\x02")  # movzx ecx,byte [budget+3]: 0 unless negative; jecxz over
+        self.left = length
+        self.mark(address, SPILLED | _ECX)
+        self.trap(Site(SiteKind.OVERDRAWN, address, self.translation))
+        self.mark(address, MIDWAY)
+        self.put(self.restore(_ECX))
+        self.mark(address, clean)
+
+    def take_iterations(self, instruction: Instruction) -> None:
+        """The same for a repeated string instruction, which counts once for each iteration and once more: if ECX is so small and the budget
+        allows it. Otherwise it runs alone."""
+        address, clean = instruction.address, SHADOWED if self.inhibited else CLEAN
+        if instruction.prefixes & ADDRESS_SIZE:
+            self.trap(Site(SiteKind.ALONE, address, self.translation, instruction))
+            return
+        self.mark(address, MIDWAY)
+        self.put(self.save(_ECX), b"\x36\x0f\xb7\x0d" + self.word(Word.SAVED + 4 * _ECX + 2))  # movzx ecx,word [saved ecx+2]
+        self.put(b"\xe3\x02")  # jecxz over
+        self.mark(address, SPILLED | _ECX)
+        self.trap(Site(SiteKind.ALONE, address, self.translation, instruction))
+        self.mark(address, MIDWAY)
+        self.put(self.save(_EDX), self.load(_ECX, Word.SAVED + 4 * _ECX), b"\xf7\xd1", self.load(_EDX, Word.BUDGET))  # not ecx
+        self.put(b"\x8d\x0c\x0a", self.restore(_EDX), self.store(_ECX, Word.TARGET))  # lea ecx,[edx+ecx]: the budget, less ECX, less one
+        self.put(b"\x36\x0f\xb6\x0d" + self.word(Word.TARGET + 3), b"\xe3\x02")
+        self.mark(address, SPILLED | _ECX)
+        self.trap(Site(SiteKind.ALONE, address, self.translation, instruction))
+        self.mark(address, MIDWAY)
+        self.put(self.load(_ECX, Word.TARGET), self.store(_ECX, Word.BUDGET), self.restore(_ECX))
+        self.left = ITERATIONS
+        self.mark(address, clean)
+
+    def done(self, instruction: Instruction) -> None:
+        """An instruction of a run is behind us. Iterations that did not happen after all go back to the budget: as many as ECX says,
+        and one more for an end by what was found, which comes within the last iteration."""
+        if self.left != ITERATIONS:
+            self.left -= 1
+            return
+        self.left = 0
+        if instruction.opcode not in _CONDITIONAL_STRINGS:
+            return
+        any_at_all = self.store(_ECX, Word.TARGET) + self.restore(_ECX) + b"\xe3\x03\x8d\x52\x01" + self.load(_ECX, Word.TARGET)  # jecxz over
+        self.mark(instruction.address, MIDWAY)
+        self.put(self.save(_EDX), self.load(_EDX, Word.BUDGET), b"\x8d\x14\x0a")  # lea edx,[edx+ecx]
+        self.put(bytes((0x74 if instruction.repeats_while_equal else 0x75, len(any_at_all))), any_at_all)  # jz or jnz over
+        self.put(self.store(_EDX, Word.BUDGET), self.restore(_EDX))
+
     def finish(self) -> None:
         """Emits slow paths, branch stubs and slot traps, and fixes every rel32."""
         self.translation.body = len(self.translation.marks)
+        self.left = 0 if self.single else 1  # of the run that such an instruction ends
         for field, instruction, row, behind in self.slow_paths:
             self.fix(field, self.here)
             self.mark(instruction.address, SPILLED | _ECX)
@@ -221,6 +296,7 @@ class Emitter:
             self.mark(instruction.address)
             self.callout(instruction, row)
             self.put(b"\xe9" + (behind - self.here - 5 & 0xFFFFFFFF).to_bytes(4, "little"))
+        self.left = 0
         translation = self.translation
         stubs: dict[int, int] = {}
         for field, target in self.fixups:
@@ -247,13 +323,23 @@ class Emitter:
         self.inhibited = row.name in _INHIBITING
         treatment = row.treatment
         must_trap = treatment is Treatment.CALLOUT or self.mode.careful or self.must_trap(instruction, treatment)
-        if must_trap or self.options.user and row.klass is Class.PRIVILEGED:
+        if self.single and self.inhibited:
+            must_trap = True  # for the VMM to know
+        if must_trap or self.options.user and row.klass is Class.PRIVILEGED or row.name == "rdtsc":
             return self.callout(instruction, row)
         return _ROUTINES[treatment](self, instruction, row)
 
+    def port_access(self, instruction: Instruction, row: Row) -> int:
+        """An access to a port: the VMM is asked in its midst, and knows that it is the last of its run. A string of them runs by itself."""
+        if self.single or instruction.opcode not in _PORT_STRINGS:
+            self.put(instruction.raw)
+        else:
+            self.trap(Site(SiteKind.ALONE, instruction.address, self.translation, instruction))
+        return instruction.next
+
     def must_trap(self, instruction: Instruction, treatment: Treatment) -> bool:
         """Whether this form has no template, or none is wanted."""
-        if treatment is Treatment.NOTHING:
+        if treatment in (Treatment.NATIVE, Treatment.NOTHING):
             return False
         if treatment in _PLAIN_TREATMENTS and not self.mode.plain:
             return True
@@ -511,12 +597,29 @@ def run_heads(block: Block) -> set[int]:
     return heads
 
 
+def run_lengths(block: Block) -> dict[int, int]:
+    """Heads of runs to their lengths, where repeated string instructions are runs of their own."""
+    heads = run_heads(block)
+    for instruction in block.instructions:
+        if instruction.is_repeated_string:
+            heads |= {instruction.address, instruction.next}
+    lengths: dict[int, int] = {}
+    head = block.entry
+    for instruction in block.instructions:
+        if instruction.address in heads:
+            head = instruction.address
+            lengths[head] = 0
+        lengths[head] += 1
+    return lengths
+
+
 def checked_entry(load_target: bytes, guest: int, onward: bytes, restore: bytes) -> bytes:
     """load ecx from TARGET; lea ecx,[ecx-guest]; jecxz over; onward; restore ecx."""
     return load_target + b"\x8d\x89" + (-guest & 0xFFFFFFFF).to_bytes(4, "little") + bytes((0xE3, len(onward))) + onward + restore
 
 
 _ROUTINES: dict[Treatment, Callable[[Emitter, Instruction, Row], int | None]] = {
+    Treatment.NATIVE: Emitter.port_access,
     Treatment.NOTHING: Emitter.nothing,
     Treatment.CLEAR_IF: Emitter.clear_if,
     Treatment.SET_IF: Emitter.set_if,

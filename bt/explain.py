@@ -93,6 +93,10 @@ class Explainer:
                 return f"trap, until slot {(site.slot - SLOTS) // 4} is chained: the VMM finds {self.name(site.target)}"
             case SiteKind.STEPPED:
                 return f"trap: the step is done, the guest goes on at {self.name(site.target)}"
+            case SiteKind.ALONE:
+                return "trap: the VMM lets this instruction run by itself"
+            case SiteKind.OVERDRAWN:
+                return "trap: something is due within these instructions, the VMM steps to it"
             case SiteKind.UNDEFINED:
                 return "trap: #UD, these bytes are no instruction"
             case SiteKind.PROTECTED:

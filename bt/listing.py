@@ -113,6 +113,10 @@ def _trap(site: Site) -> str:
             return f"chain to {site.target:08x}"
         case SiteKind.STEPPED:
             return f"stepped to {site.target:08x}"
+        case SiteKind.ALONE:
+            return "to run alone"
+        case SiteKind.OVERDRAWN:
+            return "beyond the budget"
         case SiteKind.UNDEFINED:
             return "no instruction"
         case SiteKind.PROTECTED:

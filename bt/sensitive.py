@@ -260,15 +260,18 @@ def _by_opcode(rows: tuple[Row, ...]) -> dict[int, _ModRms]:
 
 _ROWS = _by_opcode(TABLE)
 _TRANSLATED = _by_opcode(tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE))
-_TRANSLATED_OUTSIDE = _by_opcode(tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE or row.klass is Class.PRIVILEGED))
+_OUTSIDE = tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE or row.klass is Class.PRIVILEGED)
+_TRANSLATED_OUTSIDE = _by_opcode(_OUTSIDE)
+_TRANSLATED_TIMED = _by_opcode((*_OUTSIDE, *(row for row in TABLE if row.name == "rdtsc")))
 
 
-def classify(opcode: int, modrm: int, unprivileged: bool = False) -> Row | None:
+def classify(opcode: int, modrm: int, unprivileged: bool = False, timed: bool = False) -> Row | None:
     """The row of an instruction that the translator may not copy, by its opcode (one byte, or 0Fxx) and ModRM byte; None: copied as it is.
 
-    unprivileged: it may run outside of privilege level 0, where nothing privileged may be copied.
+    unprivileged: it may run outside of privilege level 0, where nothing privileged may be copied. timed: nor what reaches a device or
+    shows the time, since instructions are counted.
     """
-    rows = (_TRANSLATED_OUTSIDE if unprivileged else _TRANSLATED).get(opcode)
+    rows = (_TRANSLATED_TIMED if timed else _TRANSLATED_OUTSIDE if unprivileged else _TRANSLATED).get(opcode)
     return None if rows is None else rows[modrm]
 
 

@@ -15,6 +15,7 @@ class Word:
     TARGET = 0x20  # where an indirect jump, call or return goes
     FLAGS = 0x24  # the virtual IF and IOPL, in EFLAGS' places
     FLAGS_BEFORE = 0x28  # their second byte before an iret
+    BUDGET = 0x2C  # how many instructions translated code may still begin, where they are counted
     CR0, CR2, CR3, CR4 = 0x30, 0x34, 0x38, 0x3C
     CS, SS, LDT, TR = 0x40, 0x44, 0x48, 0x4C  # selectors as the guest sees them
     GDT_LIMIT, GDT_BASE, IDT_LIMIT, IDT_BASE = 0x50, 0x54, 0x58, 0x5C

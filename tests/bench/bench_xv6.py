@@ -46,6 +46,17 @@ def test_boot_and_forktest(keep: Keep, tmp_path: Path) -> None:
         keep("forktest", forktest / their_forktest, f"{forktest:.3f} s against {their_forktest:.3f} s")
 
 
+@pytest.mark.parametrize(("row", "option"), (("icount", "--icount"), ("translate_user", "--user=translate")))
+def test_option(row: str, option: str, keep: Keep, tmp_path: Path) -> None:
+    """What an option costs: forktest with it and without it, in turns."""
+    kernel, memory = str(require_xv6("kernelmemfs")), str(MEMORY_MIB)
+    environment = compiled_environment(tmp_path)
+    plain = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *VMM, "run", kernel, "-m", memory]
+    pairs = [(boot_and_forktest([*plain, option])[1], boot_and_forktest(plain)[1]) for _ in range(ROUNDS)]
+    ours, theirs = (statistics.median(pair[side] for pair in pairs) for side in range(2))
+    keep(row, ours / theirs, f"{ours:.3f} s against {theirs:.3f} s")
+
+
 def test_memory(keep: Keep) -> None:
     """Resident memory of the process after 100 rounds of forktest, when the engine's buffer for compiled code is full, and 200 rounds later."""
     after = measure(require_xv6("kernelmemfs"), (100, 300), 1200)

@@ -26,6 +26,8 @@ class Row:
 ROWS: dict[str, Row] = {
     "boot": Row("xv6 boot to its prompt, CPU time of the whole process", "`qemu-system-i386` (TCG)", 2),
     "forktest": Row("xv6 `forktest`, CPU time", "`qemu-system-i386` (TCG)", 3),
+    "icount": Row("xv6 `forktest` under `--icount`, CPU time", "the same in real time", 4),
+    "translate_user": Row("xv6 `forktest` under `--user translate`, CPU time", "user code run directly", 1.5),
     "store": Row("stores in guest code", "the same loop on a bare Unicorn engine with one RWX map", 0.2),
     "load": Row("loads", "bare Unicorn", 1.1),
     "register": Row("register loops", "bare Unicorn", 1.1),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 
-COUNTING = frozenset(("native", "step"))
+COUNTING = frozenset(("bt", "native", "step"))
 """The back-ends that count instructions: `--icount`."""
 
 

@@ -51,7 +51,7 @@ def string(vm: Vm, instruction: Instruction) -> Result:
     mask = 0xFFFF if instruction.address_size == 2 else 0xFFFFFFFF
     step = -size if vcpu.flags() & Flag.DF else size
     repeated = bool(instruction.prefixes & REPEAT)
-    for _ in range(1 if vcpu.trap_flag else _AT_ONCE):
+    for _ in range(1 if vcpu.trap_flag or vm.icount else _AT_ONCE):  # counted, each is an instruction
         if repeated and not vcpu.register(_ECX) & mask:
             return None
         offset = vcpu.register(index) & mask

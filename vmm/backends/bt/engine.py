@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bt.block import ADJUSTED, CLEAN, RETURNING, SHADOWED, SPILLED, Mode, Translation
+from bt.block import ADJUSTED, CLEAN, RETURNING, SHADOWED, SPILLED, Block, Mode, Translation
 from bt.cache import CacheFull
 from bt.decode import Instruction, decode, memory_access
 from bt.discover import LONGEST
 from bt.window import LOADABLE, Word
+from vmm.backends.bt.budget import Budget
 from vmm.backends.bt.direct_exits import DirectExits
 from vmm.backends.bt.guest_code import GuestCode
 from vmm.backends.bt.options import BtOptions
@@ -61,6 +62,7 @@ class BinaryTranslation:
         self._stepping_directly = False  # the physical TF is not the guest's, while user code is stepped
         self._loaded: tuple[GuestCode, Segment, Mode] | None = None  # whose translations the CPU is set up for, with which SS, in which mode
         self._physical_control = (0, 0)
+        self.budget = Budget(vm.machine, vm.clock, vm.icount) if vm.icount is not None else None  # where instructions are counted
         self.kernel, self.user, self.direct = TranslatedExits(self, self.code), TranslatedExits(self, self.user_code), DirectExits(self)
 
     def start(self, start: Start) -> None:
@@ -145,14 +147,14 @@ class BinaryTranslation:
         if not pending:
             self.window.ring(False)
         elif self.words[Word.FLAGS >> 2] & Flag.IF:
-            if self.machine.running:
+            if self.machine.running and self.budget is None:  # where instructions are counted, whoever did it resumes at once
                 self.machine.stop()
         else:
             self.window.ring(True)
 
     def retired(self) -> int:
-        """Instructions are not counted."""
-        return 0
+        """Instructions retired so far, where they are counted."""
+        return self.budget.retired if self.budget is not None else 0
 
     def run(self) -> None:
         """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
@@ -194,6 +196,8 @@ class BinaryTranslation:
         guest, recovery, exact = translation.locate(address)
         if recovery not in (CLEAN, SHADOWED) or not exact:
             return False
+        if self.budget is not None:
+            self.budget.leave(translation.unfinished(address, self.state[Cpu.ECX]))
         self.vm.vcpu.inhibited = recovery == SHADOWED
         self.vm.vcpu.eip = guest
         self.vm.vcpu.cpl = translation.mode.cpl
@@ -209,7 +213,7 @@ class BinaryTranslation:
 
     def _user_must_be_translated(self) -> bool:
         """Run directly, user code would show the physical IF, which is 1, and IOPL, which is 0."""
-        return self.options.translate_user or not self.vm.vcpu.interrupts_on or self.vm.vcpu.iopl != 0
+        return self.options.translate_user or self.budget is not None or not self.vm.vcpu.interrupts_on or self.vm.vcpu.iopl != 0
 
     def synchronize(self) -> None:
         """Makes the vCPU exact, as near as the place allows, for reports on a stopped VM."""
@@ -221,12 +225,16 @@ class BinaryTranslation:
         else:
             translation = code.cache.translation_at(self.cache_address())
             if translation is not None:
+                if self.budget is not None:
+                    self.budget.leave(translation.unfinished(self.cache_address(), self.state[Cpu.ECX]))
                 vcpu.eip, vcpu.cpl = translation.locate(self.cache_address())[0], translation.mode.cpl
 
     def resume(self) -> None:
         """Enters the guest at the vCPU's EIP, delivering what may be delivered first."""
         vm = self.vm
         vcpu, interrupts = vm.vcpu, vm.board.interrupts
+        if self.budget is not None:
+            self.budget.run_due()
         while True:
             if interrupts.asserted:
                 if not vcpu.interrupts_on:
@@ -261,6 +269,10 @@ class BinaryTranslation:
         mode = self.mode(code)
         if mode.careful and eip > self.vm.vcpu.cs.limit:
             raise GuestFault(Vector.GP, 0)
+        if self.budget is not None:
+            if self.budget.steps() or mode.careful:
+                self.step_once()
+            self.budget.enter(code.words)
         if self.after_step is not None:
             address = code.single(eip, mode)
         else:
@@ -280,10 +292,19 @@ class BinaryTranslation:
             machine.set_trap_flag(False)
             self._loaded, self.user_translated, self.rolling = (code, ss, mode), code.user, False
             self._switch(code.user)
-        if self.after_step is not None and code.cache.singles[mode.index << 32 | eip].block.repeats:
-            self.iterating = True
-            self.machine.set_trap_flag(True)
+        if self.after_step is not None:
+            self._prepare_step(code.cache.singles[mode.index << 32 | eip].block)
         state[Cpu.EIP] = address - mode.code_base & 0xFFFFFFFF
+
+    def _prepare_step(self, block: Block) -> None:
+        """A string instruction is stepped by iterations, unless nobody but the count asks: then it gets as many as there is time for."""
+        if not block.repeats:
+            return
+        self.iterating = self.budget is None or self.trap_due or self.after_step is not _nothing
+        if self.iterating:
+            self.machine.set_trap_flag(True)
+        if self.budget is not None:
+            self.budget.alone(block.instructions[0], one=self.iterating)
 
     def _prepare_user(self) -> None:
         """User code will run translated: its window is placed, its translations hold, and its copies of the VMM's words are right."""
@@ -354,6 +375,8 @@ class BinaryTranslation:
             self.state[2 * register] = self.state[2 * register] - mode.cs_base + mode.ss_base & 0xFFFFFFFF
         elif recovery & RETURNING:
             self.words[Word.FLAGS >> 2] = self.words[Word.FLAGS >> 2] & ~0xFF00 | self.words[Word.FLAGS_BEFORE >> 2] & 0xFF00
+        if self.budget is not None:
+            self.budget.leave(translation.unfinished(address, self.state[Cpu.ECX]))
         self.vm.vcpu.eip, self.vm.vcpu.cpl = guest, translation.mode.cpl
         return translation
 
@@ -362,6 +385,8 @@ class BinaryTranslation:
         vm = self.vm
         vm.stats.last.append((type(exit_).__name__, vm.vcpu.eip))
         outcome = vm.monitor.handle(exit_)
+        if self.budget is not None and vm.monitor.completed:
+            self.budget.retired += 1
         match outcome:
             case Resume():
                 return True
@@ -396,8 +421,10 @@ class BinaryTranslation:
         translation = code.cache.translation_at(address)
         assert translation is not None
         instruction = translation.block.instructions[0]
-        vcpu = self.vm.vcpu
-        vcpu.eip = instruction.address if address == translation.start else instruction.next
+        vcpu, more = self.vm.vcpu, address == translation.start
+        if self.budget is not None:
+            more = not self.budget.completed(more)
+        vcpu.eip = instruction.address if more else instruction.next
         vcpu.cpl = translation.mode.cpl
         self.stepped()
 
@@ -520,9 +547,27 @@ class BinaryTranslation:
 
     def _on_port(self, port: int, size: int, value: int | None) -> int:
         self.vm.stats.architectural["port"] += 1
+        if self.budget is not None:
+            return self._counted_port(self.budget, port, size, value)
         if not self._virtual_kernel() and not self.direct.port_allowed(port, size):
             return 0
         return self.vm.board.bus.port(port, size, value)
+
+    def _counted_port(self, budget: Budget, port: int, size: int, value: int | None) -> int:
+        """In the last instruction of a run (users' accesses are callouts), or in one that runs by itself. What it brings about comes behind it."""
+        vm, code, address = self.vm, self.code, self.cache_address()
+        translation = code.cache.starting_at(address)
+        if translation.single:
+            budget.note_iterations()
+            return vm.board.bus.port(port, size, value)
+        budget.leave(translation.unfinished(address, 0))
+        result = vm.board.bus.port(port, size, value)
+        budget.retired += 1
+        waiting = vm.board.interrupts.asserted and vm.vcpu.interrupts_on
+        if waiting or vm.stopped is not None or not budget.go_on(code.words):
+            budget.enter(code.words)
+            budget.stop()
+        return result
 
 
 def _nothing(completed: bool) -> None:

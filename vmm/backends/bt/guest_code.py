@@ -37,12 +37,13 @@ class GuestCode:
     def __init__(self, vm: Vm, options: BtOptions, parts: Shadowed, *, user: bool) -> None:
         self.vm, self.mmu, self.parts, self.user = vm, parts.mmu, parts, user
         self.window = Window(vm.machine, options.cache_size, user=user or options.ring == 3, guarded=user, counted=options.counted)
-        native_iret = options.ring == 1 and not options.translate_user
+        self._timed = vm.icount is not None
+        native_iret = options.ring == 1 and not options.translate_user and not self._timed
         self.cache = TranslationCache(
             self.window.data,
             self.window.code,
             self.window.base,
-            Options(native_iret, options.stubs_in_cache, options.counted, user),
+            Options(native_iret, options.stubs_in_cache, options.counted, user, self._timed),
             self._protect,
         )
         self.words = self.window.data[:4096].cast("I")
@@ -115,12 +116,12 @@ class GuestCode:
             return revived
         start = eip - (linear & 0xFFF)
         code = vm.memory.read(gfn << 12, 4096)
-        block = discover(code, start, 4096, eip, mode=mode)
+        block = discover(code, start, 4096, eip, mode=mode, timed=self._timed)
         source: Source = []
         if not block.instructions and not block.undecodable:
             behind = (page + 1 & 0xFFFFF) << 12
             next_gfn = self._page(behind)
-            block = discover(code + vm.memory.read(next_gfn << 12, LONGEST), start, 4096, eip, 1, mode)
+            block = discover(code + vm.memory.read(next_gfn << 12, LONGEST), start, 4096, eip, 1, mode, timed=self._timed)
             if next_gfn < vm.memory.count:
                 self._enter_page(behind >> 12, next_gfn)
                 source.append((next_gfn, 0, vm.memory.read(next_gfn << 12, LONGEST)))
@@ -165,7 +166,7 @@ class GuestCode:
     def single(self, eip: int, mode: Mode) -> int:
         """A translation of the one instruction at `eip`, which does not protect its page."""
         raw = self.fetch(mode.cs_base + eip & 0xFFFFFFFF, LONGEST)
-        block = discover(raw, eip, 1, eip, 1, mode)
+        block = discover(raw, eip, 1, eip, 1, mode, timed=self._timed)
         if not block.instructions and not block.undecodable:
             block.undecodable.append(eip)
         return self.cache.single(block, mode)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bt.block import Mode, Site, SiteKind
 from bt.cache import CacheFull
-from bt.emit import TRAP_VECTOR
+from bt.emit import TRAP, TRAP_VECTOR
 from bt.sensitive import classify
 from bt.window import Word
 from vmm.cpu_state import Cpu
@@ -41,7 +41,7 @@ class TranslatedExits:
         """An exception or INT at a cache address."""
         engine, state, machine, stats = self.engine, self.state, self.machine, self.vm.stats
         if software and vector == TRAP_VECTOR:
-            self._trap(self.cache.sites[address])
+            self._trap(self.cache.sites[address], address - len(TRAP))
         elif vector == Vector.PF:
             self._page_fault(state[Cpu.CR2], state[machine.error_code], address)
         elif vector == Vector.DB and engine.iterating:
@@ -76,11 +76,15 @@ class TranslatedExits:
         engine.resume()
         return True
 
-    def _trap(self, site: Site) -> None:
+    def _trap(self, site: Site, address: int) -> None:
         """A trapping stub."""
         site.count += 1
-        vm, stats = self.vm, self.vm.stats
+        vm, stats, budget = self.vm, self.vm.stats, self.engine.budget
         vcpu = vm.vcpu
+        unfinished = 0
+        if budget is not None and site.kind is not SiteKind.STEPPED:
+            unfinished = site.translation.unfinished(address, self.state[Cpu.ECX])
+            budget.leave(unfinished)
         match site.kind:
             case SiteKind.CALLOUT:
                 instruction, row = site.instruction, site.row
@@ -104,6 +108,7 @@ class TranslatedExits:
                     and mode.plain
                     and not vm.board.interrupts.asserted
                     and self.engine.after_step is None
+                    and (budget is None or budget.go_on(self.words))
                 ):
                     vcpu.inhibited = False
                     return  # EIP already stands behind the stub
@@ -128,12 +133,28 @@ class TranslatedExits:
                 self.engine.resume()
                 self._link_return(target, mode)
             case SiteKind.STEPPED:
-                vcpu.eip, vcpu.cpl = site.target, site.translation.mode.cpl
+                done = budget is None or budget.completed()
+                vcpu.eip, vcpu.cpl = site.target if done else site.translation.block.entry, site.translation.mode.cpl
                 self.engine.stepped()
             case SiteKind.PROTECTED:
                 vcpu.eip, vcpu.cpl = site.address, site.translation.mode.cpl
                 stats.architectural["exception 13"] += 1
                 self.engine.exit(Raised(Vector.GP, 0))
+            case SiteKind.ALONE:
+                assert budget is not None
+                self.engine.recover(address)
+                vcpu.inhibited = site.translation.is_shadowed(site.address)
+                budget.next_alone = True
+                self.engine.resume()
+            case SiteKind.OVERDRAWN:
+                assert budget is not None
+                self.engine.recover(address)
+                if vm.stopped is not None:  # by the instruction before
+                    self.engine.exact = True
+                    return
+                vcpu.inhibited = site.translation.is_shadowed(site.address)
+                budget.overdrawn(unfinished)
+                self.engine.resume()
             case SiteKind.UNDEFINED:
                 stats.architectural["exception 6"] += 1
                 vcpu.eip, vcpu.cpl = site.address, site.translation.mode.cpl
