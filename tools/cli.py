@@ -40,7 +40,7 @@ def run(
     user: Annotated[str | None, typer.Option(metavar="direct|translate", help="How the guest's user code is run.")] = None,
     memory: Annotated[str | None, typer.Option("-m", metavar="MIB", help="Guest memory; also 512M, 1G. Default: 128, or as bundled.")] = None,
     append: Annotated[str | None, typer.Option(metavar="TEXT", help="The kernel's command line.")] = None,
-    initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU.")] = None,
+    initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU, or Linux's RAM disk.")] = None,
     module: Annotated[list[str] | None, typer.Option(metavar='"FILE ARGS"', help="A boot module; repeatable.")] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDR", help="Load a flat binary there and start it there.")] = None,
     disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw disk image, up to four times.")] = None,

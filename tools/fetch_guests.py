@@ -27,11 +27,16 @@ _DEFAULT: Final = Path(__file__).resolve().parent.parent / "guests"
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Debian package (as apt names it) and the one file in it that is the guest: a glob pattern below the package's root."""
+    """A Debian package (as apt names it) and the one file in it that is the guest: a glob pattern below the package's root.
+
+    meta: the package only depends on the one that has the file. alone: nothing else of the package is kept.
+    """
 
     package: str
     pattern: str
     what: str
+    meta: bool = False
+    alone: bool = False
 
     @property
     def folder(self) -> str:
@@ -42,6 +47,8 @@ class Package:
 GUESTS: Final[Mapping[str, Package]] = {
     "gnumach": Package("gnumach-image-1.8-486:i386", "boot/gnumach-1.8-486.gz", "GNU Mach 1.8, multiboot"),
     "gnumach-xen": Package("gnumach-image-1.8-xen-486:i386", "boot/gnumach-1.8-xen-486.gz", "GNU Mach 1.8 as a 32-bit PAE Xen guest"),
+    "linux-pae": Package("linux-image-686-pae:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs with PAE", meta=True, alone=True),
+    "busybox": Package("busybox-static:i386", "bin/busybox", "user programs for a RAM disk, all in one", alone=True),
     "grub-xen": Package("grub-xen-host", "usr/lib/grub-xen/grub-i386-xen.bin", "GRUB as a 32-bit PAE Xen guest"),
 }
 
@@ -69,7 +76,8 @@ def fetch(name: str, folder: Path) -> Path:
     entry = GUESTS[name]
     # A folder of its own beside the others: a download that stops half-way leaves nothing that looks whole.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
-        _run(entry.package, ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", entry.package], scratch)
+        package = _dependency(entry.package) if entry.meta else entry.package
+        _run(package, ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", package], scratch)
         archives = list(Path(scratch).glob("*.deb"))
         if len(archives) != 1:
             raise InputError(f"{entry.package}: apt-get download left {len(archives)} packages instead of one")
@@ -77,12 +85,31 @@ def fetch(name: str, folder: Path) -> Path:
         _run(entry.package, ["dpkg-deb", "-x", str(archives[0]), str(unpacked)], scratch)
         if not list(unpacked.glob(entry.pattern)):
             raise InputError(f"{entry.package}: {archives[0].name} has no {entry.pattern}")
+        if entry.alone:
+            unpacked = _only(unpacked, entry.pattern, Path(scratch) / "kept")
         shutil.rmtree(folder / entry.folder, ignore_errors=True)
         unpacked.rename(folder / entry.folder)
     fetched = guest(name, folder)
     if fetched is None:
         raise InputError(f"{entry.package}: vanished from {folder} while it was unpacked")
     return fetched
+
+
+def _dependency(package: str) -> str:
+    """The first package that a meta package depends on, of the same architecture. Raises InputError."""
+    for line in _run(package, ["apt-cache", "show", "--no-all-versions", package]).splitlines():
+        if line.startswith("Depends: "):
+            return f"{line.split()[1]}:{package.rpartition(':')[2]}"
+    raise InputError(f"{package}: depends on nothing")
+
+
+def _only(unpacked: Path, pattern: str, kept: Path) -> Path:
+    """A folder with nothing but what matches: an unpacked Linux has 200 MB of modules."""
+    for found in unpacked.glob(pattern):
+        target = kept / found.relative_to(unpacked)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found.rename(target)
+    return kept
 
 
 def prepare() -> None:

@@ -43,12 +43,16 @@ def _suited(kernel: str | None) -> str:
     """The back-end for a kernel that says itself what it is made for. One that cannot be read is refused where it is loaded."""
     from tools.guest import choose
     from vmm.boot.image import read_image
+    from vmm.boot.linux import is_linux
     from vmm.boot.xen_notes import has_xen_notes
 
     if kernel is not None:
         with suppress(InputError):
-            if has_xen_notes(read_image(choose(kernel).path, _LARGEST)):
+            image = read_image(choose(kernel).path, _LARGEST)
+            if has_xen_notes(image):
                 return "pv"
+            if is_linux(image):
+                return "hw"
     return "bt"
 
 

@@ -116,7 +116,7 @@ class Machine:
         self._read_flags = (self._handle, uc_x86.UC_X86_REG_RFLAGS, ctypes.byref(self._rflags))
         self._write_cr3 = (self._handle, uc_x86.UC_X86_REG_CR3, ctypes.byref(self._cr3))
         self._find_state()
-        self._add_hooks()
+        self._add_hooks(cpuid=not bare and not bus)
         if bare:
             self._become_bare()
         if bus:
@@ -438,10 +438,14 @@ class Machine:
         if flag is not None:
             ctypes.c_uint8.from_address(flag).value = 1
 
-    def _add_hooks(self) -> None:
-        """Erratum 15: the hooks of instructions that must never be lost come before those of IN and OUT."""
+    def _add_hooks(self, *, cpuid: bool) -> None:
+        """Erratum 15: under a pending stop only the first of these hooks is sure to be called; a lost SYSENTER even goes astray.
+
+        cpuid: CPUID has one; where the CPU's intercepts are on it needs none.
+        """
+        first = [self._hook(uc_const.UC_HOOK_INSN, _INSN(self._cpuid), uc_x86.UC_X86_INS_CPUID)] if cpuid else []
         self._callbacks: list[ctypes._FuncPointer] = [
-            self._hook(uc_const.UC_HOOK_INSN, _INSN(self._cpuid), uc_x86.UC_X86_INS_CPUID),
+            *first,
             self._hook(uc_const.UC_HOOK_INSN, _CALL(self._fast_call), uc_x86.UC_X86_INS_SYSENTER),
             self._hook(uc_const.UC_HOOK_INSN, _CALL(self._fast_call), uc_x86.UC_X86_INS_SYSCALL),
             self._hook(uc_const.UC_HOOK_INSN, _IN(self._in), uc_x86.UC_X86_INS_IN),

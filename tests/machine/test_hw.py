@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.machine import test_native
-from tests.machine.flat import ENTRY, FINISH, finish, flat_vm, pack, quads, words
-from tests.machine.small_kernel import DIRECTORY, IDENTITY, LOG, TO_USER, small_kernel
+from tests.machine.flat import ENTRY, FINISH, assemble, finish, flat_vm, pack, quads, words
+from tests.machine.small_kernel import DIRECTORY, IDENTITY, LOG, STACK, TO_USER, USER, USER_STACK, small_kernel
+from tests.machine.test_errata import kicked
 from tests.machine.test_native import (  # noqa: F401
     test_a_call_gate_to_the_kernel,
     test_a_call_gate_without_a_task_register,
@@ -33,6 +34,7 @@ from tests.machine.test_native import (  # noqa: F401
 )
 from vmm.backends.hw import Hardware, HwOptions
 from vmm.backends.hw.vmcs import EntryFailed, Field, Reason
+from vmm.backends.native import NativeOptions
 from vmm.exits import End
 from vmm.vm import Vm
 
@@ -114,6 +116,27 @@ def test_an_invalid_guest_state_is_reported() -> None:
     backend.vmcs[Field.GUEST_INTERRUPTIBILITY_STATE] = 4
     with pytest.raises(EntryFailed, match=r"27\.3\.1\.5: reserved bits must be 0: GUEST_INTERRUPTIBILITY_STATE is 0x4"):
         backend.start(vm.start)
+
+
+_SYSTEM_CALL = "push ecx; push edx; push ebp; mov ebp,esp; sysenter; int 0x80"
+_USER = f"""
+    mov esp,{USER_STACK}; mov esi,4000; again: mov ecx,0x1111; mov edx,0x2222; mov ebp,0x3333; mov eax,7; call enter
+    cmp ebp,0x3333; jne bad; cmp ecx,0x1111; jne bad; cmp edx,0x2222; jne bad; cmp eax,8; jne bad; dec esi; jnz again; int 0x81
+    bad: int 0x82; enter: {_SYSTEM_CALL}
+"""
+
+
+@pytest.mark.parametrize("options", (HwOptions(), NativeOptions()), ids=("hw", "native"))
+def test_15_no_sysenter_goes_astray_under_stops(options: HwOptions | NativeOptions) -> None:
+    """Erratum 15: four thousand system calls by SYSENTER, as a C library makes them, while a thread asks for stops: each returns to its place."""
+    landing = USER + len(assemble("mov eax,0x23; mov ds,eax; mov es,eax;" + _USER, USER))
+    kernel = f"inc eax; mov ecx,ebp; mov ebp,[ebp]; mov edx,{landing}; sti; sysexit"
+    registers = f"mov eax,8; mov ecx,0x174; wrmsr; mov eax,{STACK - 0x1000}; inc ecx; wrmsr; mov eax,0x150000; inc ecx; wrmsr"
+    handlers = {0x80: "inc eax; .byte 0xcf", 0x81: FINISH, 0x82: "mov al,1; out 0xf4,al"}
+    parts = small_kernel(f"xor edx,edx; {registers}; {TO_USER}", user=f"{_USER}; pop ebp; pop edx; pop ecx; ret", handlers=handlers)
+    vm = flat_vm({**parts, 0x150000: assemble(kernel, 0x150000)}, options=options)
+    with kicked(vm.machine):
+        assert finish(vm) == 0
 
 
 # -- nested paging -------------------------------------------------------------------------------------------------------------------

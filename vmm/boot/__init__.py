@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from vmm.boot import bootinfo, elf, multiboot
+from vmm.boot import bootinfo, elf, linux, multiboot
 from vmm.boot.image import mib, read_file, read_image
 from vmm.boot.layout import Layout
 from vmm.boot.refusal import refusal
@@ -44,6 +44,10 @@ def load(
     """
     image = read_image(path, memory.size)
     layout = Layout(path, memory.size)
+    if address is None and linux.is_linux(image):
+        start = _load_linux(path, image, layout, append, modules, initrd)
+        layout.write(memory)
+        return start
     module_texts = [*modules, *_initrd_modules(initrd)]
     if address is not None:
         start = _load_flat(path, image, layout, address)
@@ -64,6 +68,13 @@ def load(
             raise InputError(f"{path}: {refusal(image, unknown)}")
     layout.write(memory)
     return start
+
+
+def _load_linux(path: str, image: bytes, layout: Layout, append: str, modules: Sequence[str], initrd: str | None) -> Start:
+    if modules:
+        raise InputError(f"{path}: a Linux kernel takes no modules (--module): its RAM disk is --initrd")
+    disk = read_file(initrd, layout.memory_end, f"larger than the guest's memory ({mib(layout.memory_end)})") if initrd is not None else None
+    return linux.load(path, image, layout, _c_string("--append", append), disk)
 
 
 def _load_flat(path: str, image: bytes, layout: Layout, address: int) -> Start:

@@ -96,6 +96,21 @@ class Layout:
         found = self.room(size, (_OPTION_ROMS,), 16)
         return self.for_tables("the descriptor table", size) if found is None else found
 
+    def take(self, what: str, gpa: int, size: int) -> None:
+        """Keeps a range free of anything else: the kernel will use it. Raises InputError when it is not all memory."""
+        self.put(what, gpa, b"", 0)
+        if gpa + size > self._limit:
+            raise InputError(f"{self._name}: too little memory ({mib(self._limit)}): {what} needs {size} bytes at {gpa:#x}")
+        self._taken.append((gpa, gpa + size))
+
+    def highest(self, what: str, size: int, end: int, align: int = PAGE) -> int:
+        """The highest room below `end` that lies above all that is placed. Raises InputError when there is none."""
+        gpa = (min(end, self.high_end) - size) // align * align
+        if gpa < max(self.end, HIGH):
+            raise InputError(f"{self._name}: too little memory ({mib(self._limit)}): no room for {what} ({size} bytes)")
+        self._taken.append((gpa, gpa + size))
+        return gpa
+
     def fill(self, gpa: int, data: bytes) -> None:
         """Settles the contents of an address that `room`, `after_kernel` or the like has given out."""
         self._pieces.append(_Piece(gpa, data, len(data)))

@@ -12,7 +12,6 @@ _MULTIBOOT2: Final = (0xE852_50D6).to_bytes(4, "little")
 
 # The first row that matches says it.
 _FORMATS: Final[tuple[tuple[Callable[[bytes], bool], str], ...]] = (
-    (lambda image: image[0x202:0x206] == b"HdrS", "a Linux bzImage, which this loader does not load"),
     (lambda image: _MULTIBOOT2 in image[:32768], "a multiboot 2 kernel: only multiboot 1 is known"),
     (lambda image: image[:2] == b"MZ", "a DOS or Windows (PE) program, not a kernel image"),
     (lambda image: image[:4] in (b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe"), "a Mach-O program, not ELF"),

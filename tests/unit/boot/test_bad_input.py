@@ -49,7 +49,7 @@ BAD_IMAGES = {
     "flat, entry outside": (multiboot_header(0x10000, [MIB, MIB, 0, 0, MIB + 32]), "entry point"),
     "flat, outside memory": (multiboot_header(0x10000, [MIB, MIB, 0, 4 * MIB, MIB]), "outside the guest's memory"),
     "multiboot 2": (0xE85250D6.to_bytes(4, "little") + bytes(60), "multiboot 2"),
-    "bzImage": (bytes(0x1FE) + b"\x55\xaa\0\0HdrS" + bytes(64), "bzImage"),
+    "bzImage": (bytes(0x1FE) + b"\x55\xaa\0\0HdrS" + bytes(64), "truncated Linux setup header"),
     "disk image": (bytes(510) + b"\x55\xaa" + KERNEL, "boot sector"),
     "corrupted gzip": (gzip.compress(RANDOM)[:-8] + bytes(8), "corrupted gzip"),
     "corrupted gzip data": (gzip.compress(KERNEL)[:10] + b"\xff" * 20, "corrupted gzip"),

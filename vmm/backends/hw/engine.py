@@ -85,7 +85,6 @@ class Hardware:
         machine.offer(OFFERED)
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
         machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
-        machine.on_cpuid = self._on_cpuid
         values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
         for at, value in zip(GENERAL, values, strict=True):
             state[at], state[at + 1] = value, 0
@@ -214,7 +213,9 @@ class Hardware:
             wrmsr = reason is Reason.RDMSR and instruction.opcode == _WRMSR
             name = self._msrs.get(self.vcpu.register(1)) if reason is Reason.RDMSR else None
             self._report(Reason.WRMSR if wrmsr else reason, self._qualification(reason, code, instruction), name)
-        if reason is Reason.RDTSC and instruction.opcode == _RDTSC:
+        if reason is Reason.CPUID:
+            self._cpuid()
+        elif reason is Reason.RDTSC and instruction.opcode == _RDTSC:
             now = self.vm.clock.now()
             self.vcpu.set_register(0, now & 0xFFFFFFFF)
             self.vcpu.set_register(2, now >> 32 & 0xFFFFFFFF)
@@ -270,12 +271,10 @@ class Hardware:
             case Stop():
                 vm.stop(outcome)
 
-    def _on_cpuid(self) -> bool:
-        state = self.state
-        self._report(Reason.CPUID)
-        for register, value in zip((Cpu.EAX, Cpu.EBX, Cpu.ECX, Cpu.EDX), self.vm.cpuid(state[Cpu.EAX], state[Cpu.ECX]), strict=True):
-            state[register], state[register + 1] = value, 0
-        return True
+    def _cpuid(self) -> None:
+        vcpu = self.vcpu
+        for register, value in zip((0, 3, 1, 2), self.vm.cpuid(vcpu.register(0), vcpu.register(1)), strict=True):
+            vcpu.set_register(register, value)
 
     def _on_invalid(self) -> None:
         """An undefined instruction: this CPU reports it apart, and ICEBP with it."""

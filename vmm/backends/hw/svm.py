@@ -26,14 +26,14 @@ _STUB = 0x1000  # linear, in the host's tables
 _VMLOAD_VMRUN = b"\x0f\x01\xda\x0f\x01\xd8\xf4"
 _HOST_TABLE, _HOST_LEAF = 0x23, 0x61
 _DESCRIPTOR_TABLES = range(0x66, 0x6E)
-# INTR, LTR (erratum 11), MSR, VMRUN to SKINIT, MONITOR, MWAIT. CPUID comes to the machine's own callback, which is cheaper.
-_ALWAYS = (0x60, 0x6D, 0x7C, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8A, 0x8B)
+# INTR, LTR (erratum 11), CPUID, MSR, VMRUN to SKINIT, MONITOR, MWAIT
+_ALWAYS = (0x60, 0x6D, 0x72, 0x7C, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8A, 0x8B)
 _BY_PRIMARY: Final = {
     Primary.HLT_EXITING: (0x78,), Primary.INVLPG_EXITING: (0x79, 0x7A), Primary.RDPMC_EXITING: (0x6F,),
     Primary.RDTSC_EXITING: (0x6E, 0x87), Primary.PAUSE_EXITING: (0x77,),
 }  # fmt: skip
 _REASONS: Final = {
-    0x60: Reason.EXTERNAL_INTERRUPT, 0x6E: Reason.RDTSC, 0x87: Reason.RDTSC, 0x6F: Reason.RDPMC, 0x76: Reason.INVD,
+    0x60: Reason.EXTERNAL_INTERRUPT, 0x6E: Reason.RDTSC, 0x87: Reason.RDTSC, 0x6F: Reason.RDPMC, 0x72: Reason.CPUID, 0x76: Reason.INVD,
     0x77: Reason.PAUSE, 0x78: Reason.HLT, 0x79: Reason.INVLPG, 0x7A: Reason.INVLPG, 0x89: Reason.WBINVD, 0x8A: Reason.MONITOR,
     0x8B: Reason.MWAIT, 0x66: Reason.GDTR_IDTR, 0x67: Reason.GDTR_IDTR, 0x6A: Reason.GDTR_IDTR, 0x6B: Reason.GDTR_IDTR,
     0x68: Reason.LDTR_TR, 0x69: Reason.LDTR_TR, 0x6C: Reason.LDTR_TR, 0x6D: Reason.LDTR_TR, 0x400: Reason.EPT_VIOLATION,

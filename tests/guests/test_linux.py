@@ -1,0 +1,92 @@
+"""Debian's Linux, unmodified, in guest mode: to a shell, whose programs compute what the host computes, and to the reboot that ends the run.
+
+Knows what a person would type and see.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.guests.dialogue import Dialogue, Step
+from tests.guests.initrd import READY, make_initrd
+from tests.require import require_file
+from tools.fetch_guests import guest
+from vmm.backends.hw import HwOptions
+from vmm.exits import End
+from vmm.vm import Vm, machine_for
+
+MEMORY_MIB = 256
+TIMEOUT = 150.0
+OLD_PC = "console=ttyS0 nolapic noapic acpi=off pci=off"
+
+
+class _Timed(Dialogue):
+    """A dialogue that notes when each step's text came."""
+
+    def __init__(self, steps: tuple[Step, ...]) -> None:
+        super().__init__(steps)
+        self.at: list[float] = []
+
+    def write(self, data: bytes) -> None:
+        before = len(self.progress.cpu)
+        super().write(data)
+        self.at += [time.monotonic()] * (len(self.progress.cpu) - before)
+
+
+def boot(kernel: str, command_line: str, steps: tuple[Step, ...], folder: Path, files: dict[str, bytes] | None = None) -> tuple[Vm, _Timed]:
+    """Boots to the shell, holds the dialogue and reboots; the run must end by that."""
+    image = require_file(guest(kernel), "Linux (python -m tools.fetch_guests)")
+    busybox = require_file(guest("busybox"), "BusyBox (python -m tools.fetch_guests)")
+    initrd = folder / "initrd.cpio"
+    initrd.write_bytes(make_initrd(busybox.read_bytes(), files))
+    console = _Timed((Step(READY), *steps))
+    options = HwOptions()
+    vm = Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, console=console)
+    vm.load(str(image), append=command_line, initrd=str(initrd))
+    stop = vm.run(TIMEOUT)
+    assert stop.why is End.RESET, f"{stop.reason}, behind:\n{console.text[-3000:]}"
+    assert console.progress.finished, console.text[-3000:]
+    return vm, console
+
+
+@pytest.mark.timeout(240)
+def test_shell(tmp_path: Path) -> None:
+    """Checksums and packed files agree with the host, `sleep 1` takes a second, the CPU is the VM's, and `reboot -f` ends the run."""
+    noise = random.Random(1).randbytes(100_000)
+    packed = gzip.compress(noise, mtime=0)
+    commands = (
+        ("md5sum /noise", hashlib.md5(noise).hexdigest()),
+        ("gzip -t /noise.gz && echo packed=$?", "packed=0"),
+        ("gzip -dc /noise.gz | sha256sum", hashlib.sha256(noise).hexdigest()),
+        ("i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; echo counted $i", "counted 3000"),
+        ("seq 1 200 | while read n; do echo $n; done | tail -n 1 | cat", "\n200"),
+        ("grep name /proc/cpuinfo", "VMM virtual CPU"),
+        ("sleep 0; echo before", "\nbefore"),
+        ("sleep 1; echo behind", "\nbehind"),
+    )
+    answers = [command + "\n" for command, _ in commands] + ["reboot -f\n"]
+    waits = [wait for _, wait in commands]
+    # Each command is typed at the prompt behind what the one before printed.
+    steps = (Step("# ", answers[0]), *(Step(wait, answer) for wait, answer in zip(waits, answers[1:], strict=True)), Step("Restarting system"))
+    vm, console = boot("linux-pae", OLD_PC, steps, tmp_path, {"noise": noise, "noise.gz": packed})
+    behind, before = console.at[-2], console.at[-3]
+    assert 0.9 < behind - before < 3
+    assert vm.stats.architectural["external interrupt"] > 100
+    assert "Kernel panic" not in console.text
+    assert not re.search(r"BUG:|WARNING:|Call Trace", console.text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_with_the_interrupt_controllers_of_an_mp_table(tmp_path: Path) -> None:
+    """Without further words on the command line the kernel finds and uses the I/O APIC and the local APIC."""
+    steps = (Step("# ", "grep timer /proc/interrupts\n"), Step("IO-APIC", "reboot -f\n"), Step("Restarting system"))
+    _, console = boot("linux-pae", "console=ttyS0", steps, tmp_path)
+    assert "Using 1 I/O APICs" in console.text
