@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from operator import length_hint
 from typing import Final
 
 from vmm.faults import GuestPageFault
@@ -22,8 +23,8 @@ VMM_START: Final = 0xF580_0000  # linear: from here on the VMM's, which the gues
 VMM_SLOT: Final = VMM_START >> 21 & 511
 _FORBIDDEN_TOP: Final = FORBIDDEN | Pte.NX
 _NX: Final = Pte.NX
-_NOT_QUICK: Final = FORBIDDEN | Pte.P | Pte.W | (1 << 64) - (1 << 36)  # must be P and W alone
-_REQUEST: Final = struct.Struct("<2Q")
+_NOT_QUICK: Final = FORBIDDEN | Pte.P | Pte.W  # of which must be P and W alone
+_REQUEST: Final = struct.Struct("<4I")
 _READ_ONLY: Final = 0x61 | Pte.NX  # a page of the VMM's that the guest's kernel may read
 
 
@@ -217,35 +218,42 @@ class DirectMmu:
     def update_leaves(self, requests: bytes | memoryview) -> int:
         """Does {address, value} requests, the first ones that are updates of leaf entries to writable pages; returns how many.
 
-        A hot path: what a loop over `update` would do, without its calls (0.25 us an entry instead of 0.7).
+        A hot path: what a loop over `update` would do, without its calls (0.33 us an entry instead of 0.7).
         """
-        frames, quads = self.frames, self.quads
-        owned, kind, typed, refs, mixed, whole = frames.owned, frames.kind, frames.typed, frames.refs, frames.mixed, frames.whole_tables
-        finished, base, known = 0, -1, frames.count
-        for address, entry in _REQUEST.iter_unpack(requests):
-            if address & ~0xFF8 != base:
-                mfn = address >> 12
-                if address & 7 or mfn >= frames.count or kind[mfn] != 2 or not typed[mfn] or not owned[mfn] or mfn in whole:
+        frames = self.frames
+        kind, plain, typed, refs, mixed, words = frames.kind, frames.plain, frames.typed, frames.refs, frames.mixed, self.machine.words
+        base, left = -1, _REQUEST.iter_unpack(requests)
+        try:
+            for address, above, entry, high in left:  # in halves: Python's numbers of 32 bits are faster
+                if address & ~0xFF8 != base:
+                    mfn = address >> 12
+                    if address & 7 or kind[mfn] != 2 or not typed[mfn] or not frames.owned[mfn] or mfn in frames.whole_tables:
+                        break
+                    base = mfn << 12
+                frame, at = entry >> 12, address >> 2
+                old = words[at]
+                if high or above or entry & _NOT_QUICK != 3 or not plain[frame] or old & 3 == 1:
                     break
-                base = mfn << 12
-            frame = entry >> 12
-            if entry & _NOT_QUICK != 3 or frame >= known or not owned[frame]:
-                break
-            at, held, counted = address >> 3, typed[frame], refs[frame]
-            old = quads[at]
-            if held and kind[frame] != 1 or old & 3 == 1:
-                break
-            quads[at] = entry | _NX if counted == held and not mixed[frame] else entry
-            kind[frame], typed[frame], refs[frame] = 1, held + 1, counted + 1
-            if old & 1:
-                before = (old & ADDRESS) >> 12
-                counted = refs[before]
-                if counted == 1:
-                    self.leaves.drop_entry(old)
-                else:
-                    refs[before] = counted - 1
-                    typed[before] -= 1
-            finished += 1
+                held, counted = typed[frame], refs[frame]
+                words[at] = entry
+                words[at + 1] = 0x80000000 if counted == held and not mixed[frame] else 0
+                typed[frame], refs[frame] = held + 1, counted + 1
+                if not held:
+                    kind[frame] = 1
+                if old & 1:
+                    before = old >> 12
+                    counted = refs[before]
+                    if counted == 1:
+                        self.leaves.drop_entry(old)
+                    else:
+                        refs[before] = counted - 1
+                        typed[before] -= 1
+            else:
+                self.fills += len(requests) >> 4
+                return len(requests) >> 4
+        except IndexError:  # no such frame: the guest's mistake, for the other way to refuse
+            pass
+        finished = (len(requests) >> 4) - length_hint(left) - 1
         self.fills += finished
         return finished
 

@@ -46,6 +46,7 @@ class Frames:
 
     owned[mfn] is 1 for a frame of the guest's. refs counts all references: mappings, table entries, pins, registers. typed counts those that
     hold its type, kind the type they hold; a kind without references is only remembered. mixed[mfn] is 1 when a frame is executed and written.
+    plain[mfn] is 1 for a frame of the guest's whose kind is none or writable: one that may be mapped writable without another look.
     changed_type(): a frame that was writable becomes something else, so no stale translation may let it be written.
     """
 
@@ -53,6 +54,7 @@ class Frames:
         count = machine.size // 4096
         self.count = count
         self.owned, self.kind, self.mixed = bytearray(count), bytearray(count), bytearray(count)
+        self.plain = bytearray(count)
         self.refs, self.typed = [0] * count, [0] * count
         self.chunk = [-1] * count  # by frame: which chunk it belongs to
         self.members: list[list[int]] = []  # of a chunk, in order
@@ -69,7 +71,7 @@ class Frames:
     def adopt(self, mfns: list[int]) -> None:
         """Makes frames the guest's, in the order of its own pages."""
         for mfn in mfns:
-            self.owned[mfn] = 1
+            self.owned[mfn] = self.plain[mfn] = 1
         for start in range(0, len(mfns) - CHUNK + 1, CHUNK):
             members = mfns[start : start + CHUNK]
             for mfn in members:
@@ -123,7 +125,7 @@ class Frames:
 
     def reserve(self, mfn: int) -> None:
         """Makes a page of the VMM's one that the guest may map, writable too."""
-        self.owned[mfn], self.kind[mfn] = 1, Kind.WRITABLE
+        self.owned[mfn], self.plain[mfn], self.kind[mfn] = 1, 1, Kind.WRITABLE
         self.refs[mfn] = self.typed[mfn] = 1
         self.reserved.add(mfn)
 
@@ -157,7 +159,7 @@ class Frames:
         if first:
             if self.kind[mfn] == Kind.WRITABLE and kind != Kind.WRITABLE:
                 self.changed_type()
-            self.kind[mfn] = kind
+            self.kind[mfn], self.plain[mfn] = kind, kind == Kind.WRITABLE
         self.refs[mfn] += 1
         self.typed[mfn] += 1
         return first
@@ -174,7 +176,7 @@ class Frames:
         if mfn >= self.count or not self.owned[mfn] or mfn in self.reserved:
             raise Refused(Errno.PERM, FOREIGN)
         self.single(mfn)
-        self.owned[mfn] = 0
+        self.owned[mfn] = self.plain[mfn] = 0
         if self.refs[mfn]:
             self.given_up.add(mfn)
         else:
@@ -186,6 +188,6 @@ class Frames:
         if not self.free:
             return None
         mfn = self.free.pop()
-        self.owned[mfn] = 1
+        self.owned[mfn] = self.plain[mfn] = 1
         self.kind[mfn] = Kind.WRITABLE  # as far as the TLB knows
         return mfn

@@ -73,6 +73,7 @@ class Leaves:
     def _take_each(self, mfn: int) -> None:
         frames, quads, at = self.frames, self.quads, mfn * 512
         owned, kind, typed, refs, mixed = frames.owned, frames.kind, frames.typed, frames.refs, frames.mixed
+        plain = frames.plain
         entries = quads[at : at + 512].tolist()
         index = -1
         try:
@@ -89,7 +90,8 @@ class Leaves:
                         if kind[frame] != 1:
                             self._reclaimed(frame)
                     no_execute = not mixed[frame] and refs[frame] == typed[frame]
-                    kind[frame] = 1
+                    if kind[frame] != 1:
+                        kind[frame] = plain[frame] = 1
                     typed[frame] += 1
                 else:
                     self.frames.single(frame)

@@ -69,7 +69,9 @@ class Arguments:
         except GuestPageFault:
             raise Refused(Errno.FAULT, _WILD) from None
         self.memory_words[at >> 2] = value & 0xFFFFFFFF
-        self.mmu.written(at >> 12)
+        mfn, frames = at >> 12, self.mmu.frames
+        if frames.mixed[mfn] or frames.refs[mfn] != frames.typed[mfn]:
+            self.mmu.written(mfn)
 
     def write_words(self, gva: int, *values: int) -> None:
         """Writes 32-bit words."""

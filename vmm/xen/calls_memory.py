@@ -75,18 +75,12 @@ def mmu_update(domain: XenDomain, requests: int, count: int, done: int, domid: i
     if domid != DOMID_SELF:
         check_self(domid)
     if count == 1:  # the most frequent by far
-        data = domain.arguments.view(requests, 16)
-        finished, result = domain.mmu.update_leaves(data), 0
-        try:
-            if not finished:
-                _update(domain, *_UPDATE.unpack(data))
-                finished = 1
-        except Refused as refused:
-            domain.stats.refused[refused.why] += 1
-            result = -refused.error
-        if done:
-            domain.arguments.write_word(done, finished)
-        return result
+        arguments = domain.arguments
+        data = arguments.view(requests, 16)
+        if domain.mmu.update_leaves(data):
+            if done:
+                arguments.write_word(done, 1)
+            return 0
     return _each(domain, requests, count, done, _UPDATE, lambda address, value: _update(domain, address, value), domain.mmu.update_leaves)
 
 
