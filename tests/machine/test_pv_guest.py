@@ -30,6 +30,7 @@ from tests.machine.pv import (
     traps,
 )
 from vmm.exits import End
+from vmm.observe import observe
 
 _SAVE_FRAME = "; ".join(f"mov eax,[esp+{4 * n}]; mov [{LOG + 4 * n}],eax" for n in range(6))
 _SYSTEM_CALL, _END = 0x30, 0x31  # vectors of these guests
@@ -347,3 +348,12 @@ def test_a_store_of_an_invalid_entry_is_a_page_fault() -> None:
     good = f"mov ebx,{at}; xor ecx,ecx; {trap_flag}; xchg [ebx],ecx; nop; pushfd; and dword ptr [esp],0xfffffeff; popfd; {FINISH}"
     vm = run({CODE: f"{call(0, TABLE)}; {good}", TABLE: traps(1), _handler(1): f"inc dword ptr [{LOG + 44}]; {IRET}"})
     assert log(vm, 12)[11] == 5
+
+
+def test_an_observer_sees_hypercalls() -> None:
+    """Somebody who watches the monitor sees each hypercall before it is done, with the vCPU as the guest left it."""
+    vm = pv_vm({CODE: f"{call(17, 0)}; {call(5, 0)}; {FINISH}"})
+    seen: list[tuple[str, int, int]] = []
+    observe(vm, lambda exit_, vcpu: seen.append((type(exit_).__name__, vcpu.register(0), vcpu.cpl)))
+    vm.run(5)
+    assert seen == [("Hypercall", 17, 1), ("Hypercall", 5, 1), ("Hypercall", 6, 1)]
