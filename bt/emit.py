@@ -49,7 +49,7 @@ class Options:
     done; otherwise every sensitive instruction traps. counted: each run of instructions counts how often it is entered, for
     about 30 bytes of code. user: the code is a user's: what is privileged traps, and popf leaves IF alone.
     budgeted: each run of instructions first takes its length off the budget, and traps when there is not so much left; what must
-    know the time exactly runs alone.
+    know the time exactly runs alone. popf_copied: popf is copied like any other instruction: a mistake, to be looked at (`--break popf`).
     """
 
     native_iret: bool = True
@@ -57,6 +57,7 @@ class Options:
     counted: bool = False
     user: bool = False
     budgeted: bool = False
+    popf_copied: bool = False
 
 
 class Emitter:
@@ -322,6 +323,10 @@ class Emitter:
         """Emits an instruction that the table names."""
         self.inhibited = row.name in _INHIBITING
         treatment = row.treatment
+        if treatment is Treatment.POP_FLAGS and self.options.popf_copied and not self.mode.careful:
+            self.mark(instruction.address)
+            self.put(instruction.raw)
+            return instruction.next
         must_trap = treatment is Treatment.CALLOUT or self.mode.careful or self.must_trap(instruction, treatment)
         if self.single and self.inhibited:
             must_trap = True  # for the VMM to know

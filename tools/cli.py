@@ -52,6 +52,9 @@ def run(
     exit_on: Annotated[
         str | None, typer.Option(metavar="WHAT,...", help="Exits beside the least that hw needs: cr3, invlpg, io:0x60, msr:0x1b, exception:14 ...")
     ] = None,
+    mistakes: Annotated[
+        str | None, typer.Option("--break", metavar="WHAT,...", help="Make a mistake (docs/EXERCISES.md): no-invalidate, no-trace, popf, raw-ptp.")
+    ] = None,
     no_reboot: Annotated[bool, typer.Option("--no-reboot", help="A reset by the guest ends the run, with status 0.")] = False,
     qemu_exit: Annotated[bool, typer.Option("--qemu-exit", help="A reported value V makes the status (V << 1) | 1, as in QEMU.")] = False,
     vga: Annotated[bool, typer.Option("--vga", help="Show the VGA text screen live on standard error.")] = False,
@@ -73,7 +76,9 @@ def run(
         address=None if address is None else options.address(address),
         disks=options.disks(disk or ()),
         options=options_of(
-            Technique(kernel=kernel, backend=backend, mmu=mmu, ring=ring, stubs=stubs, user=user, cache_size=cache_size, exit_on=exit_on)
+            Technique(
+                kernel=kernel, backend=backend, mmu=mmu, ring=ring, stubs=stubs, user=user, cache_size=cache_size, exit_on=exit_on, break_=mistakes
+            )
         ),
         timeout=None if timeout is None else options.seconds(timeout),
         reboot=not no_reboot,

@@ -28,6 +28,7 @@ class Technique:
     user: str | None = None
     cache_size: str | None = None
     exit_on: str | None = None
+    break_: str | None = None
 
 
 def options_of(technique: Technique) -> Options:
@@ -57,15 +58,16 @@ def _suited(kernel: str | None) -> str:
 
 
 def _bt(technique: Technique) -> Options:
-    from vmm.backends.bt import BtOptions
+    from vmm.backends.bt.options import MISTAKES, BtOptions
 
-    _only(technique, "mmu", "ring", "stubs", "user", "cache_size")
+    _only(technique, "mmu", "ring", "stubs", "user", "cache_size", "break_")
     options.choice("--mmu", technique.mmu or "shadow", ("shadow",), ("nested",))
     return BtOptions(
         ring=int(options.choice("--ring", technique.ring or "1", ("1", "3"))),
         stubs_in_cache=options.choice("--stubs", technique.stubs or "cache", ("cache", "trap")) == "cache",
         translate_user=options.choice("--user", technique.user or "direct", ("direct", "translate")) == "translate",
         cache_size=options.cache_size(technique.cache_size or "16M"),
+        broken=frozenset(options.choice("--break", word, MISTAKES) for word in filter(None, (technique.break_ or "").split(","))),
     )
 
 
@@ -104,10 +106,10 @@ def _step(technique: Technique) -> Options:
 
 def _only(technique: Technique, *concerned: str) -> None:
     """Refuses words that the back-end can do nothing with."""
-    for name in ("mmu", "ring", "stubs", "user", "cache_size", "exit_on"):
+    for name in ("mmu", "ring", "stubs", "user", "cache_size", "exit_on", "break_"):
         value = getattr(technique, name)
         if value is not None and name not in concerned:
-            raise InputError(f"--{name.replace('_', '-')} {value}: --backend {technique.backend} has no such choice")
+            raise InputError(f"--{name.rstrip('_').replace('_', '-')} {value}: --backend {technique.backend} has no such choice")
 
 
 def _pv(technique: Technique) -> Options:

@@ -21,6 +21,7 @@ from tests.machine.small_kernel import LOG, TO_USER, USER, USER_PAGES, small_ker
 from tools.report import death_report
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
+from vmm.backends.bt.options import MISTAKES
 from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
 from vmm.backends.step import StepOptions
@@ -104,6 +105,7 @@ def _options(ring: str, cached: bool) -> Options:
         "hw": HwOptions(),
         "step": StepOptions(),
         "trap": TrapOptions(),
+        "broken": BtOptions(broken=frozenset(MISTAKES)),
         "trap-3": TrapOptions(ring=3),
     }
     return others[ring] if ring in others else BtOptions(ring=int(ring), stubs_in_cache=cached)

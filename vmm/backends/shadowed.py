@@ -38,17 +38,20 @@ def machine(memory_size: int) -> Machine:
 class Shadowed:
     """The parts of one VM of `size` bytes of memory whose guest kernel runs at CPL `ring`. kernel_executes: the CPU runs its own code.
 
+    broken: mistakes that the shadow tables make.
+
     `put_under` completes them: descriptors exists from then on. empty_root: a page-table pointer that maps nothing (erratum 12).
     """
 
     descriptors: ShadowDescriptors
 
-    def __init__(self, machine: Machine, size: int, ring: int, *, kernel_executes: bool = False) -> None:
+    def __init__(self, machine: Machine, size: int, ring: int, *, kernel_executes: bool = False, broken: frozenset[str] = frozenset()) -> None:
         self.machine, self.ring = machine, ring
         self.host = HostSpace(machine)
         self.memory = GuestMemory(machine, size)
         self.paging = GuestPaging(self.memory)
         self.mmu = ShadowMmu(machine, self.memory, self.paging, self.host, deprivileged=ring == 3, kernel_executes=kernel_executes)
+        self.mmu.traces, self.mmu.raw_pointer = "no-trace" not in broken, "raw-ptp" in broken
         self.linear = LinearMemory(self.memory, self.paging)
         (empty,) = machine.allocate(1)
         machine.clear(empty)

@@ -56,6 +56,7 @@ class ShadowMmu:
         self.fills = self.entries = 0
         self._last_page = self._run = 0
         memory.before_write, memory.after_write = self.written, self.retrace
+        self.traces, self.raw_pointer = True, False  # mistakes to be looked at (docs/EXERCISES.md): no traces; gpas taken for hpas
         self.current = self._root(user=False)
 
     # -- roots -------------------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ class ShadowMmu:
             self.quads[root.directories[region >> 9] + (region & 511)] = 0
         leaf.links.clear()
         del self.leaves[leaf.key]
-        if leaf.gfn >= 0:
+        if leaf in self.leaves_of.get(leaf.gfn, ()):
             self.leaves_of[leaf.gfn].remove(leaf)
         self.machine.clear(leaf.hfn)  # what the reverse map remembers of it must not look alive
         self.machine.release([leaf.hfn])
@@ -199,7 +200,7 @@ class ShadowMmu:
 
     def _trace(self, gfn: int) -> None:
         """Write-protects a guest table."""
-        if not self.memory.state[gfn] & TABLE:
+        if self.traces and not self.memory.state[gfn] & TABLE:
             self.memory.state[gfn] |= TABLE
             self.reverse.protect(gfn)
 
@@ -314,8 +315,9 @@ class ShadowMmu:
         gfn = mapping.gpa >> 12
         memory = self.memory
         step = read_only = None
-        if gfn >= memory.count:
-            hfn = memory.read_only.get(gfn)
+        raw = self.raw_pointer and self.paging.enabled
+        if gfn >= memory.count or raw:
+            hfn = self._any_frame(gfn) if raw else memory.read_only.get(gfn)
             if hfn is None or write or fetch:
                 return DeviceAccess(mapping.gpa)
             leaf = self._leaf(gva, mapping, user)
@@ -348,6 +350,10 @@ class ShadowMmu:
         elif leaf.guest >= 0:
             self._fill_around(gva >> 12, leaf, user)
         return step
+
+    def _any_frame(self, number: int) -> int | None:
+        """Whatever lies at a host-physical frame, if there is memory: what the CPU would reach by a guest's tables as they are. To be read only."""
+        return number if number < self.machine.size // FRAME else None
 
     def refill(self, gva: int, write: bool, user: bool) -> bool:
         """The common case of `fault`, by itself for speed: an allowed access to RAM through a leaf that exists. False: not that.
@@ -482,6 +488,8 @@ class ShadowMmu:
                 self.leaves_of.setdefault(gfn, []).append(leaf)
                 if gfn not in self.out_of_sync and gfn not in self.copies:
                     self._trace(gfn)
+            if self.raw_pointer:
+                leaf.guest = -1  # each fault is looked at
         leaf.links.add((root, region))
         root.leaves[region] = leaf
         self.quads[root.directories[region >> 9] + (region & 511)] = leaf.hfn << 12 | TABLE_ENTRY

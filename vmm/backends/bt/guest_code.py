@@ -43,8 +43,8 @@ class GuestCode:
             self.window.data,
             self.window.code,
             self.window.base,
-            Options(native_iret, options.stubs_in_cache, options.counted, user, self._timed),
-            self._protect,
+            Options(native_iret, options.stubs_in_cache, options.counted, user, self._timed, "popf" in options.broken),
+            _nothing if "no-invalidate" in options.broken else self._protect,
         )
         self.words = self.window.data[:4096].cast("I")
         self.start = self.window.base + CODE_OFFSET  # linear address of the cache's first byte of code
@@ -222,3 +222,7 @@ class GuestCode:
         first = entry >> 21 << 9 if vm.paging.pae or not vm.paging.enabled else (entry & 0xFFC00000) >> 12
         taken = first < vm.memory.count or vm.board.bus.memory_device(first << 12, 1 << 22)
         return Use.TAKEN if taken else Use.NOBODY if vm.paging.enabled else Use.FREE
+
+
+def _nothing(gfn: int) -> None:
+    """`--break no-invalidate`: writes to code go unnoticed."""

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 
 from vmm.machine import MIB
 
+MISTAKES = ("no-invalidate", "no-trace", "popf", "raw-ptp")
+"""Classic mistakes that `--break` makes, one each."""
+
 
 @dataclass(frozen=True, slots=True)
 class BtOptions:
     """ring: CPL of the guest's kernel, 1 or 3. stubs_in_cache: `--stubs cache`. translate_user: `--user translate`.
 
     cache_size: bytes of translated code, whole frames, for the kernel's code and for users' code each. counted: translated code
-    counts how often it runs (`vmm dump --hot`).
+    counts how often it runs (`vmm dump --hot`). broken: which of MISTAKES are made (docs/EXERCISES.md).
     """
 
     ring: int = 1
@@ -18,6 +21,7 @@ class BtOptions:
     translate_user: bool = False
     cache_size: int = 16 * MIB
     counted: bool = False
+    broken: frozenset[str] = frozenset()
 
     @property
     def backend(self) -> str:
