@@ -8,6 +8,7 @@ back-end comes through here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vmm.cpu_state import Cpu
@@ -36,10 +37,14 @@ class Delivery(Protocol):
 
 
 class Events:
-    """Delivers events to one virtual CPU. Leaves the vCPU at the handler's first instruction."""
+    """Delivers events to one virtual CPU. Leaves the vCPU at the handler's first instruction.
+
+    inject(vector): has the CPU deliver an external interrupt at its next entry into the guest, where it can; False: it is to be done here.
+    """
 
     def __init__(self, vcpu: Vcpu, linear: LinearMemory, segments: Segments) -> None:
         self.vcpu, self.linear, self.segments = vcpu, linear, segments
+        self.inject: Callable[[int], bool] = lambda vector: False
 
     def raise_exception(self, vector: int, error: int | None = None) -> None:
         """An exception of the instruction at EIP; a fault on the way becomes a double fault. Raises Stopped on a triple fault."""
@@ -55,7 +60,8 @@ class Events:
 
     def interrupt(self, vector: int, back_to: int, *, software: bool) -> None:
         """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to. Raises GuestFault."""
-        self._deliver(vector, None, software=software, external=not software, back_to=back_to)
+        if software or not self.inject(vector):
+            self._deliver(vector, None, software=software, external=not software, back_to=back_to)
 
     def _deliver(self, vector: int, error: int | None, *, software: bool, external: bool, back_to: int) -> None:
         vcpu = self.vcpu

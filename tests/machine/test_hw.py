@@ -118,6 +118,18 @@ def test_an_invalid_guest_state_is_reported() -> None:
         backend.start(vm.start)
 
 
+def test_an_interrupt_that_the_cpu_cannot_deliver() -> None:
+    """Its gate is not there: a #GP with the gate's number, external and in the IDT, at the instruction that was interrupted."""
+    map_lapic = f"mov dword ptr [{IDENTITY + 0xF80}],0xfee0001b; mov eax,cr3; mov cr3,eax"
+    log = f"pop dword ptr [{LOG}]; mov eax,[esp]; mov [{LOG + 4}],eax; {FINISH}; l: jmp l"
+    body = f"{map_lapic}; mov dword ptr [0x3e0300],0x40081; sti; nop; m: jmp m"
+    vm = run(small_kernel(body, handlers={13: log}))
+    error, eip = words(vm, LOG, 2)
+    assert error == 0x81 << 3 | 3
+    assert vm.linear.read(eip, 2) == b"\xeb\xfe"
+    assert vm.stats.injected[0x81] == vm.stats.injected[13] == 1
+
+
 _SYSTEM_CALL = "push ecx; push edx; push ebp; mov ebp,esp; sysenter; int 0x80"
 _USER = f"""
     mov esp,{USER_STACK}; mov esi,4000; again: mov ecx,0x1111; mov edx,0x2222; mov ebp,0x3333; mov eax,7; call enter

@@ -23,13 +23,15 @@ from vmm.backends.native.vcpu import NativeVcpu
 from vmm.cpu_state import GENERAL, Cpu
 from vmm.cpuid import OFFERED, SYSENTER_CS
 from vmm.emulate import ROUTINES
-from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Wait
+from vmm.events import Events
+from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
+from vmm.faults import GuestFault, GuestPageFault
 from vmm.machine import EFER_HOST, PHYSICAL_CR0, PHYSICAL_CR4, NoCode
 from vmm.memory import GuestMemory
 from vmm.mmu.coherence import Coherence
 from vmm.mmu.linear import LinearMemory
 from vmm.mmu.nested import NestedMmu
-from vmm.mmu.walk import GuestPaging
+from vmm.mmu.walk import PDPTE_RESERVED, GuestPaging
 from vmm.x86.bits import Cr0, Cr4, Efer, Fault, Flag, Vector
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 _NAMES = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
+_CR3_LOAD = EXIT + 0x13
 _POLLS = 64  # reads of device memory in a row, before a page that may be lent is
 _WRMSR, _RDTSC, _RDTSCP, _ICEBP = 0x0F30, 0x0F31, 0x0F01, 0xF1
 
@@ -64,6 +67,7 @@ class Hardware:
         self._wanted = {name for name, _ in options.exit_on}
         self.coherence = Coherence(vm.machine, self.memory, self.nested, self.paging, self.synchronize)
         self._device_reads = 0
+        self._failed = False  # while an interrupt is delivered here that the CPU could not deliver
         self._keep_code_coherent()
 
     def _keep_code_coherent(self) -> None:
@@ -85,6 +89,8 @@ class Hardware:
         machine.offer(OFFERED)
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
         machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
+        if isinstance(self.vm.events, Events):
+            self.vm.events.inject = self._inject
         values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
         for at, value in zip(GENERAL, values, strict=True):
             state[at], state[at + 1] = value, 0
@@ -137,6 +143,14 @@ class Hardware:
         """As `step`."""
         raise AssertionError("no instruction is stepped in guest mode")
 
+    def _inject(self, vector: int) -> bool:
+        """An external interrupt: by the CPU itself, unless another one is pending, which its INTR pin would report first."""
+        if self._failed or self.vm.board.interrupts.asserted or not self.machine.running:
+            return False
+        self.svm.inject(vector)
+        self.vcpu.halted = False
+        return True
+
     # -- what the CPU reports ----------------------------------------------------------------------------------------------------
 
     def _on_interrupt(self, vector: int) -> None:
@@ -150,9 +164,13 @@ class Hardware:
             self._nested_fault(state[machine.error_code])
         elif self.port_fault.pending:
             self._end_port_access()
+        elif vector == _CR3_LOAD and self._loads_cr3():
+            pass
         else:
             load_tables(self.vm)
-            if vector >= EXIT:
+            if (injected := self.svm.take_injected()) is not None:
+                self._deliver(injected)
+            elif vector >= EXIT:
                 self._exited(vector - EXIT)
             elif software:
                 self.stats.engine["int"] += 1
@@ -163,6 +181,46 @@ class Hardware:
                 self.stats.engine[f"exception {vector}"] += 1
                 error = state[machine.error_code]
                 self._exit(PageFault(state[Cpu.CR2], error) if vector == Vector.PF else Raised(vector, error))
+
+    def _deliver(self, vector: int) -> None:
+        """An interrupt that the CPU began to deliver, with an exception on the way: from the beginning, and so to that exception."""
+        vm = self.vm
+        self._failed = True
+        try:
+            vm.events.interrupt(vector, self.vcpu.eip, software=False)
+        except GuestPageFault as fault:
+            self._exit(PageFault(fault.gva, fault.code))
+        except GuestFault as fault:
+            self._exit(Raised(fault.vector, fault.error))
+        except Stopped as stopped:
+            vm.stop(stopped.stop)
+        finally:
+            self._failed = False
+
+    def _loads_cr3(self) -> bool:
+        """The common load of CR3 under PAE, which only has to be checked: 8 us here, 40 by way of the emulator. False: not that."""
+        vcpu, state = self.vcpu, self.state
+        if "cr3" in self._wanted or vcpu.cpl:
+            return False
+        load_tables(self.vm)
+        linear = state[Cpu.CS + Cpu.BASE] + state[Cpu.EIP] & 0xFFFFFFFF
+        if linear & 0xFFF > 0xFFD:
+            return False
+        try:
+            code = self.vm.linear.read(linear, 3)
+        except GuestPageFault:
+            return False
+        if code[:2] != b"\x0f\x22" or code[2] & 0xF8 != 0xD8:
+            return False
+        value = state[2 * (code[2] & 7)]
+        pointers = self.memory.read(value & 0xFFFFFFE0, 32)
+        if any(pointers[at] & 1 and int.from_bytes(pointers[at : at + 8], "little") & PDPTE_RESERVED for at in (0, 8, 16, 24)):
+            return False
+        self.machine.set_cr3(value)
+        state[Cpu.EIP] = state[Cpu.EIP] + 3 & 0xFFFFFFFF
+        vcpu.inhibited = False
+        self.stats.engine[_NAMES[Reason.CONTROL_REGISTER]] += 1
+        return True
 
     def _nested_fault(self, error: int) -> None:
         gpa = self.svm.fault_address

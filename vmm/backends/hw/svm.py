@@ -20,7 +20,7 @@ EXIT: Final = 0x100
 """Vectors from here on are exit codes."""
 NESTED_FAULT: Final = 0x500
 """The vector of a nested page fault."""
-_EXIT_INFO_2, _INTERRUPT_SHADOW = 0x80, 0x68  # in the VMCB
+_INTERRUPT_VECTOR, _INTERRUPT_SHADOW, _EXIT_INFO_2, _EVENT_INJECTION = 0x64, 0x68, 0x80, 0xA8  # in the VMCB
 _SAVE = 0x400
 _STUB = 0x1000  # linear, in the host's tables
 _VMLOAD_VMRUN = b"\x0f\x01\xda\x0f\x01\xd8\xf4"
@@ -113,6 +113,20 @@ class Svm:
         self.state[at], self.state[at + 1] = instructions & 0xFFFFFFFF, instructions >> 32
         controls |= checks_cr3 << 19
         self.state[at + 2], self.state[at + 3], self.state[at + 4] = controls, debug, exceptions
+
+    def inject(self, vector: int) -> None:
+        """Has the CPU deliver an external interrupt before the guest's next instruction; the guest's IF must be set."""
+        self.machine.words[(self._vmcb + _INTERRUPT_VECTOR) >> 2] = vector
+        self.machine.virtual_interrupt = True
+
+    def take_injected(self) -> int | None:
+        """The vector of an interrupt whose delivery by the CPU just failed, and which it does not try again; None: there is none."""
+        if not self.machine.virtual_interrupt:
+            return None
+        self.machine.virtual_interrupt = False
+        self.machine.words[(self._vmcb + _EVENT_INJECTION) >> 2] = 0
+        vector: int = self.machine.words[(self._vmcb + _INTERRUPT_VECTOR) >> 2]
+        return vector
 
     @property
     def fault_address(self) -> int:
