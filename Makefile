@@ -14,13 +14,14 @@ ifdef GUESTS
 export VMM_GUESTS := $(GUESTS)
 endif
 
-.PHONY: help setup demo test check lint types unit bench guests clean
+.PHONY: help setup demo test check lint types unit bench fuzz guests clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    set up, then boot two bundled kernels under binary translation'
 	@echo 'make test    set up, then run all tests (XV6=DIR adds xv6)'
 	@echo 'make check   ruff, mypy --strict and the unit tests: before each commit'
+	@echo 'make fuzz    generated guests on the bare machine and under bt, until Ctrl-C (FUZZ="--programs 20000" ends it)'
 	@echo 'make bench   the measurements behind docs/PERFORMANCE.md (XV6=DIR adds xv6)'
 	@echo 'make guests  build the bundled kernels again (needs gcc -m32)'
 	@echo 'make clean   remove .venv and all caches'
@@ -56,6 +57,9 @@ types: setup
 
 unit: setup
 	$(PY) -m pytest -q -rs -m 'not slow' $(wildcard tests/unit) tests/test_*.py
+
+fuzz: setup
+	$(PY) -m tests.oracle.fuzz $(FUZZ)
 
 bench: setup
 	$(PY) -m pytest -q -rs --timeout=1800 -o python_files='bench_*.py' tests/bench --write

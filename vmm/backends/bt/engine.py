@@ -217,17 +217,13 @@ class BinaryTranslation:
 
     def synchronize(self) -> None:
         """Makes the vCPU exact, as near as the place allows, for reports on a stopped VM."""
-        vcpu, code = self.vm.vcpu, self._running()
+        code = self._running()
         if self.exact:
             return
         if code is None:
             self.capture_user()
-        else:
-            translation = code.cache.translation_at(self.cache_address())
-            if translation is not None:
-                if self.budget is not None:
-                    self.budget.leave(translation.unfinished(self.cache_address(), self.state[Cpu.ECX]))
-                vcpu.eip, vcpu.cpl = translation.locate(self.cache_address())[0], translation.mode.cpl
+        elif code.cache.translation_at(self.cache_address()) is not None:
+            self.recover(self.cache_address())
 
     def resume(self) -> None:
         """Enters the guest at the vCPU's EIP, delivering what may be delivered first."""
