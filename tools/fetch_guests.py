@@ -48,6 +48,7 @@ GUESTS: Final[Mapping[str, Package]] = {
     "gnumach": Package("gnumach-image-1.8-486:i386", "boot/gnumach-1.8-486.gz", "GNU Mach 1.8, multiboot"),
     "gnumach-xen": Package("gnumach-image-1.8-xen-486:i386", "boot/gnumach-1.8-xen-486.gz", "GNU Mach 1.8 as a 32-bit PAE Xen guest"),
     "linux-pae": Package("linux-image-686-pae:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs with PAE", meta=True, alone=True),
+    "linux": Package("linux-image-686:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs without PAE", meta=True, alone=True),
     "busybox": Package("busybox-static:i386", "bin/busybox", "user programs for a RAM disk, all in one", alone=True),
     "grub-xen": Package("grub-xen-host", "usr/lib/grub-xen/grub-i386-xen.bin", "GRUB as a 32-bit PAE Xen guest"),
 }

@@ -83,7 +83,7 @@ def _hw(technique: Technique) -> Options:
 
     _only(technique, "mmu", "exit_on")
     return HwOptions(
-        mmu=options.choice("--mmu", technique.mmu or "nested", ("nested",), ("shadow",)),
+        mmu="auto" if technique.mmu is None else options.choice("--mmu", technique.mmu, ("nested", "shadow")),
         exit_on=frozenset() if technique.exit_on is None else options.exits(technique.exit_on, NAMES, NUMBERED),
     )
 

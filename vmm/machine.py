@@ -288,6 +288,11 @@ class Machine:
         elif level and self.running:
             self._leave_chain.value = 0xFFFF
 
+    def set_nesting(self, on: bool) -> None:
+        """Whether the CPU walks the nested tables that VMRUN was given, below the guest's."""
+        self.state[Cpu.HFLAGS2] = self.state[Cpu.HFLAGS2] & ~_NESTED | (_NESTED if on else 0)
+        self.flush_tlb()
+
     def find_requests(self) -> None:
         """In a guest that VMRUN has entered with a virtual interrupt: finds the CPU's pending requests by it. Raises LayoutError."""
         candidates, self._leave_chain = find_interrupt_request(self._state_address, _VIRTUAL)

@@ -62,7 +62,7 @@ CASES = [
     ("run text --backend pv", "text: ", "not an ELF file"),
     ("run hello --backend pv --stubs trap", "--stubs trap: ", "no such choice"),
     ("run hello --ring 2", "--ring 2: ", "must be 1 or 3"),
-    ("run hello --backend hw --mmu shadow", "--mmu shadow: ", "not available yet"),
+    ("run hello --backend hw --mmu direct", "--mmu direct: ", "must be nested or shadow"),
     ("run hello --backend hw --ring 1", "--ring 1: ", "no such choice"),
     ("run hello --backend hw --exit-on everything", "--exit-on everything: ", "cpuid"),
     ("run hello --backend hw --exit-on io:65536", "--exit-on io:65536: ", "below 0x10000"),

@@ -102,7 +102,7 @@ def run_all(names: Sequence[str], *, ring: int | str, cached: bool, timeout: flo
 def _options(ring: str, cached: bool) -> Options:
     others: dict[str, Options] = {
         "native": NativeOptions(),
-        "hw": HwOptions(),
+        "hw": HwOptions(), "hw-shadow": HwOptions(mmu="shadow"),
         "step": StepOptions(),
         "trap": TrapOptions(),
         "broken": BtOptions(broken=frozenset(MISTAKES)),

@@ -52,7 +52,7 @@ def test_random_code(ring: int, group: int) -> None:
 
 
 @pytest.mark.parametrize("group", range(2))
-@pytest.mark.parametrize("backend", ("native", "hw"))
+@pytest.mark.parametrize("backend", ("native", "hw", "hw-shadow"))
 def test_at_their_own_privilege_levels(backend: str, group: int) -> None:
     """Every fourth written guest and 80 random ones where little or nothing stands between them and the CPU: the process outlives them all."""
     check(NAMES[group::8], backend, True, TIMEOUT)

@@ -16,13 +16,14 @@ from tests.require import require
 from vmm.backends.hw import HwOptions
 
 
+@pytest.mark.parametrize("mmu", ("nested", "shadow"))
 @pytest.mark.parametrize("name", GUESTS)
-def test_passes_in_guest_mode(name: str, tmp_path: Path) -> None:
+def test_passes_in_guest_mode(name: str, mmu: str, tmp_path: Path) -> None:
     """Status and console lines are those of guests.toml in every run."""
     guest = GUESTS[name]
     disk = empty_disk(guest, tmp_path)
     for expected in guest.runs():
-        status, printed, vm = run(guest, HwOptions(), disk)
+        status, printed, vm = run(guest, HwOptions(mmu=mmu), disk)
         assert (status, missing_line(printed, expected)) == (guest.status, None), printed
         assert vm.stats.architectural["port"]
 

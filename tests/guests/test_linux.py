@@ -40,14 +40,16 @@ class _Timed(Dialogue):
         self.at += [time.monotonic()] * (len(self.progress.cpu) - before)
 
 
-def boot(kernel: str, command_line: str, steps: tuple[Step, ...], folder: Path, files: dict[str, bytes] | None = None) -> tuple[Vm, _Timed]:
+def boot(
+    kernel: str, command_line: str, steps: tuple[Step, ...], folder: Path, files: dict[str, bytes] | None = None, mmu: str = "auto"
+) -> tuple[Vm, _Timed]:
     """Boots to the shell, holds the dialogue and reboots; the run must end by that."""
     image = require_file(guest(kernel), "Linux (python -m tools.fetch_guests)")
     busybox = require_file(guest("busybox"), "BusyBox (python -m tools.fetch_guests)")
     initrd = folder / "initrd.cpio"
     initrd.write_bytes(make_initrd(busybox.read_bytes(), files))
     console = _Timed((Step(READY), *steps))
-    options = HwOptions()
+    options = HwOptions(mmu=mmu)
     vm = Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, console=console)
     vm.load(str(image), append=command_line, initrd=str(initrd))
     stop = vm.run(TIMEOUT)
@@ -81,6 +83,18 @@ def test_shell(tmp_path: Path) -> None:
     assert vm.stats.architectural["external interrupt"] > 100
     assert "Kernel panic" not in console.text
     assert not re.search(r"BUG:|WARNING:|Call Trace", console.text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kernel", ("linux-pae", "linux"))
+def test_under_shadow_paging(kernel: str, tmp_path: Path) -> None:
+    """Shadow paging to the end, and the kernel without PAE, for which it is the default: the shell starts programs, and reboots."""
+    steps = (Step("# ", "md5sum /bin/busybox; gzip -c /bin/busybox | gzip -dc | md5sum\n"), Step("  -", "reboot -f\n"), Step("Restarting system"))
+    vm, console = boot(kernel, OLD_PC, steps, tmp_path, mmu="shadow")
+    sums = re.findall(r"([0-9a-f]{32})  [/-]", console.text)
+    assert sums == [hashlib.md5(require_file(guest("busybox"), "BusyBox").read_bytes()).hexdigest()] * 2
+    assert vm.stats.architectural["hidden page fault"] > 1000
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 What the bare machine's guests see, they must see here: their tests (tests/machine/test_native.py) run once more in guest mode.
 """
 
-from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -15,7 +15,6 @@ from tests.machine.test_native import (  # noqa: F401
     test_a_call_gate_to_the_kernel,
     test_a_call_gate_without_a_task_register,
     test_a_table_of_gates_in_memory_is_found_by_lidt,
-    test_a_task_switch_by_a_far_jump,
     test_an_interrupt_comes_behind_the_shadow_of_sti,
     test_an_interrupt_in_virtual_8086_mode_returns_there,
     test_breakpoints_in_debug_registers_do_no_harm,
@@ -41,16 +40,17 @@ from vmm.vm import Vm
 _OF_NATIVE = [name for name in dir() if name.startswith("test_") and name != "test_native"]
 
 
-@pytest.fixture(autouse=True)
-def _in_guest_mode(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The bare machine's tests get guest mode in its place."""
-    monkeypatch.setattr(test_native, "NativeOptions", HwOptions)
-    yield
+@pytest.fixture(autouse=True, params=("nested", "shadow"))
+def mmu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The bare machine's tests get guest mode in its place, once with each kind of memory."""
+    kind = str(request.param)
+    monkeypatch.setattr(test_native, "NativeOptions", partial(HwOptions, mmu=kind))
+    return kind
 
 
 def run(parts: dict[int, bytes] | dict[int, str], exit_on: frozenset[tuple[str, int]] = frozenset(), memory_mib: int = 4) -> Vm:
     """The VM after its guest reported 0."""
-    vm = flat_vm(parts, memory_mib=memory_mib, options=HwOptions(exit_on=exit_on))
+    vm = flat_vm(parts, memory_mib=memory_mib, options=HwOptions(mmu="nested", exit_on=exit_on))
     assert finish(vm) == 0
     return vm
 
@@ -59,6 +59,15 @@ def test_the_bare_machines_tests_run_in_guest_mode() -> None:
     """The tests taken over run under hw: the options that they make are."""
     assert test_native.NativeOptions().backend == "hw"
     assert len(_OF_NATIVE) > 15
+
+
+def test_a_task_switch_by_a_far_jump(mmu: str) -> None:
+    """As on the bare machine under nested paging; under shadow paging it is the end of the run, with a reason."""
+    if mmu == "nested":
+        test_native.test_a_task_switch_by_a_far_jump()
+    else:
+        with pytest.raises(AssertionError, match="a hardware task switch under shadow paging: use --mmu nested"):
+            test_native.test_a_task_switch_by_a_far_jump()
 
 
 # -- exits ---------------------------------------------------------------------------------------------------------------------------
@@ -109,7 +118,7 @@ def test_an_exits_reason_and_qualification_are_the_manuals() -> None:
 
 def test_an_invalid_guest_state_is_reported() -> None:
     """A start that no CPU can be in fails VM entry by the manual's check."""
-    vm = flat_vm({ENTRY: FINISH}, options=HwOptions())
+    vm = flat_vm({ENTRY: FINISH}, options=HwOptions(mmu="nested"))
     backend = vm.backend
     assert isinstance(backend, Hardware)
     assert vm.start is not None
@@ -163,7 +172,7 @@ def test_15_no_sysenter_goes_astray_under_stops(options: HwOptions | NativeOptio
 def test_4_page_tables_anywhere_do_no_harm(directory: int, cr4: int) -> None:
     """Erratum 4: whatever a guest uses as page tables, it is the guest that dies (or runs on); nested entries are never NX."""
     source = f"mov eax,{cr4}; mov cr4,eax; mov eax,{directory}; mov cr3,eax; mov eax,cr0; or eax,0x80000000; mov cr0,eax; l: jmp l"
-    vm = flat_vm({**small_kernel(source), IDENTITY: pack([DIRECTORY | 3] * 1024)}, options=HwOptions())
+    vm = flat_vm({**small_kernel(source), IDENTITY: pack([DIRECTORY | 3] * 1024)}, options=HwOptions(mmu="nested"))
     assert vm.run(0.2).why in (End.DIED, End.TIMEOUT)
     backend = vm.backend
     assert isinstance(backend, Hardware)
@@ -183,7 +192,8 @@ def test_4_page_tables_anywhere_do_no_harm(directory: int, cr4: int) -> None:
 
 def test_written_pages_are_told_from_others() -> None:
     """Between two rounds of watching, exactly the pages that were written are found; a page that was read only is not."""
-    vm = flat_vm({ENTRY: f"mov [0x200000],eax; mov eax,[0x201000]; mov [0x202000],eax; mov [0x300000],eax; {FINISH}; l: jmp l"}, options=HwOptions())
+    source = f"mov [0x200000],eax; mov eax,[0x201000]; mov [0x202000],eax; mov [0x300000],eax; {FINISH}; l: jmp l"
+    vm = flat_vm({ENTRY: source}, options=HwOptions(mmu="nested"))
     backend = vm.backend
     assert isinstance(backend, Hardware)
     assert backend.nested.watch_writes() == set()

@@ -5,6 +5,9 @@ Holds the shadow descriptor tables and the scratch mappings through which compil
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from vmm.cpu_state import Cpu
 from vmm.machine import FRAME, Machine
 
@@ -19,6 +22,17 @@ GDT, LDT, USER_GDT, USER_LDT = (BASE + _FIRST_PAGE * FRAME + n * 0x10000 for n i
 SCRATCH = BASE + 0x200000
 DESCRIPTOR_PAGES = 64
 _SCRATCH_PAGES = 512
+
+
+class Host(Protocol):
+    """What shadow tables need of the VMM's own address space. top_entry: its entry in the top-level tables, or 0."""
+
+    top_entry: int
+
+    @property
+    def drop_code(self) -> Callable[[int], None]:
+        """Drops what the engine compiled from a frame."""
+        ...
 
 
 class HostSpace:

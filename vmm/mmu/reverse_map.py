@@ -11,7 +11,7 @@ from array import array
 
 from vmm.machine import Machine
 from vmm.memory import EXECUTED, MIXED, GuestMemory
-from vmm.mmu.host import NX, HostSpace
+from vmm.mmu.host import NX, Host
 from vmm.x86.bits import Pte
 
 HFN_BITS = 0x000FFFFFFFFFF000  # the frame in an entry
@@ -23,7 +23,7 @@ _FLIPS = 4  # times that a page may change between written and executed before i
 class ReverseMap:
     """The mappings of one guest's frames. An entry is remembered by its index into `machine.quads`; it may have changed since."""
 
-    def __init__(self, machine: Machine, memory: GuestMemory, host: HostSpace) -> None:
+    def __init__(self, machine: Machine, memory: GuestMemory, host: Host) -> None:
         self.machine, self.memory, self.host, self.quads = machine, memory, host, machine.quads
         self.clear()
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmm.machine import FRAME, Machine, OutOfFrames
+from vmm.machine import BUS, FRAME, Machine, OutOfFrames
 from vmm.memory import CODE, DESCRIPTORS, EXECUTED, MIXED, TABLE, GuestMemory
-from vmm.mmu.host import NX, TABLE_ENTRY, HostSpace
+from vmm.mmu.host import NX, TABLE_ENTRY, Host
 from vmm.mmu.reverse_map import HFN_BITS, ReverseMap
 from vmm.mmu.tables import DeviceAccess, Leaf, Root, StepOver
 from vmm.mmu.walk import GuestPaging, Mapping
@@ -34,13 +34,21 @@ class ShadowMmu:
 
     deprivileged: the guest's kernel runs at CPL 3 too, so its table differs from the user's by mode (`--ring 3`).
     kernel_executes: kernel mode runs the guest's own code, so what it fetches is executable; else nothing is (it is translated).
-    made_writable(gfn, uses): called before a frame in the state of CODE or DESCRIPTORS is opened for writing.
+    legacy: the CPU is in legacy mode. made_writable(gfn, uses): called before a frame in the state of CODE or DESCRIPTORS is opened for writing.
     """
 
     def __init__(
-        self, machine: Machine, memory: GuestMemory, paging: GuestPaging, host: HostSpace, *, deprivileged: bool, kernel_executes: bool = False
+        self,
+        machine: Machine,
+        memory: GuestMemory,
+        paging: GuestPaging,
+        host: Host,
+        *,
+        deprivileged: bool,
+        kernel_executes: bool = False,
+        legacy: bool = False,
     ) -> None:
-        self.machine, self.memory, self.paging, self.host = machine, memory, paging, host
+        self.machine, self.memory, self.paging, self.host, self.legacy = machine, memory, paging, host, legacy
         self.deprivileged, self.kernel_executes = deprivileged, kernel_executes
         self.quads = machine.quads
         self.roots: dict[tuple[int, ...], Root] = {}
@@ -49,6 +57,7 @@ class ShadowMmu:
         self.roots_of: dict[int, list[Root]] = {}
         self.out_of_sync: dict[int, bytes] = {}  # guest leaf table -> what it held when it was last in sync
         self.copies: dict[int, bytes] = {}  # guest directory being stepped over -> what it held
+        self.devices: dict[int, set[int]] = {}  # gfn of device memory -> entries that lead to the bus
         self.reverse = ReverseMap(machine, memory, host)
         self.windows: tuple[dict[int, int], dict[int, int]] = {}, {}  # kernel code's window, user code's: region -> upper entry
         self.made_writable: Callable[[int, int], None] = lambda gfn, uses: None
@@ -76,7 +85,7 @@ class ShadowMmu:
         if root is None:
             frames = self._frames(6)
             top, pointers, *directories = frames
-            root = Root(key, frames, [hfn << 9 for hfn in directories], user)
+            root = Root(key, frames, [hfn << 9 for hfn in directories], user, legacy=self.legacy)
             self.quads[top << 9] = pointers << 12 | TABLE_ENTRY
             self.quads[(top << 9) + 1] = self.host.top_entry
             for n, hfn in enumerate(directories):
@@ -327,7 +336,7 @@ class ShadowMmu:
             leaf = self._leaf(gva, mapping, user)  # before the rights: it may trace the very frame
             both = False
             if memory.state[gfn] and write:
-                both = (user or self.kernel_executes) and self.reverse.becomes_both(gfn)
+                both = (user or self.kernel_executes) and mapping.executable and self.reverse.becomes_both(gfn)
                 if not both and not self.written(gfn):
                     step = StepOver(gfn)
             elif fetch and (user or self.kernel_executes):
@@ -399,6 +408,23 @@ class ShadowMmu:
         if not write or not self._run:  # a run of writes would fault again on what is filled without D
             self._fill_around(page, leaf, user)
         return True
+
+    def map_device(self, gva: int, write: bool, user: bool) -> None:
+        """Leads an address of device memory to the machine's bus, with the guest's rights, until its tables change."""
+        mapping = self.paging.walk(gva, write, user)
+        rights = _PRESENT | NX | (_U if mapping.user else 0)
+        if mapping.dirty and (mapping.writable or not self.paging.write_protect and not mapping.user):
+            rights |= _W
+        index = self._leaf(gva, mapping, user).at + (gva >> 12 & 511)
+        self.quads[index] = BUS + (mapping.gpa & ~0xFFF) | rights
+        self.devices.setdefault(mapping.gpa >> 12, set()).add(index)
+
+    def lend(self, gfn: int, hfn: int) -> None:
+        """A device's page that may be read in memory: the next read finds it there."""
+        for index in self.devices.pop(gfn, ()):
+            if self.quads[index] & HFN_BITS == BUS + (gfn << 12):
+                self.quads[index] = 0
+        self.machine.flush_tlb()
 
     def forget_borrowed(self, hfn: int) -> None:
         """Takes away all mappings of a frame that stood in for a device's registers."""

@@ -33,10 +33,11 @@ class Root:
     leaves: dict[int, Leaf] = field(default_factory=dict)
     watched: list[int] = field(default_factory=list)
     verified: dict[object, int] = field(default_factory=dict)
+    legacy: bool = False  # for a CPU in legacy mode, whose PAE tables begin at the second level
 
     @property
     def cr3(self) -> int:
-        return self.frames[0] << 12
+        return self.frames[self.legacy] << 12
 
 
 @dataclass(slots=True, eq=False)

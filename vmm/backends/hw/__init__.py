@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Hardware", "HwOptions", "build", "machine"]
 
 _RUNS = MIB  # host-physical memory for the control structures
-_TABLES = 24 * MIB  # and for nested tables
+_TABLES = 40 * MIB  # and for nested or shadow tables
 
 
 def machine(memory_size: int) -> Machine:

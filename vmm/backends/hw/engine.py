@@ -14,6 +14,7 @@ from bt.decode import Instruction
 from bt.sensitive import classify
 from vmm.backends.hw.controls import new_vmcs, set_start
 from vmm.backends.hw.options import HwOptions
+from vmm.backends.hw.shadow import ShadowPaging
 from vmm.backends.hw.svm import EXIT, NESTED_FAULT, Svm
 from vmm.backends.hw.vmcs import Field, Reason
 from vmm.backends.live import instruction_at, int_size, load_tables
@@ -26,7 +27,7 @@ from vmm.emulate import ROUTINES
 from vmm.events import Events
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestFault, GuestPageFault
-from vmm.machine import EFER_HOST, PHYSICAL_CR0, PHYSICAL_CR4, NoCode
+from vmm.machine import EFER_HOST, PHYSICAL_CR0, PHYSICAL_CR4, MachineError, NoCode
 from vmm.memory import GuestMemory
 from vmm.mmu.coherence import Coherence
 from vmm.mmu.linear import LinearMemory
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 _NAMES = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
-_CR3_LOAD = EXIT + 0x13
+_CR3_LOAD, _PAGE_FAULT = EXIT + 0x13, EXIT + 0x4E
 _POLLS = 64  # reads of device memory in a row, before a page that may be lent is
 _WRMSR, _RDTSC, _RDTSCP, _ICEBP = 0x0F30, 0x0F31, 0x0F01, 0xF1
 
@@ -54,13 +55,15 @@ class Hardware:
         self.memory = vm.memory = GuestMemory(vm.machine, vm.memory_size)
         self.paging = vm.paging = GuestPaging(self.memory)
         vm.linear = LinearMemory(self.memory, self.paging)
-        self.nested = NestedMmu(vm.machine, self.memory)
-        vm.mmu, vm.descriptors = self.nested, NativeDescriptors()
         self.vcpu = vm.vcpu = NativeVcpu(vm.machine)
+        self.nested = NestedMmu(vm.machine, self.memory)
+        self.shadow = ShadowPaging(vm.machine, self.memory, self.paging, self.vcpu) if options.mmu != "nested" else None
+        vm.mmu = self.shadow.mmu if self.shadow else self.nested
+        vm.descriptors = NativeDescriptors()
         self.caches: Mapping[str, TranslationCache] = {}
         self.svm = Svm(vm.machine)
         self.vmcs = new_vmcs(options, self.nested.root)
-        self.port_fault = PortFault(vm.machine)
+        self.port_fault = PortFault(vm.machine, self.shadow.empty_root) if self.shadow else PortFault(vm.machine)
         self._waited = False  # whether the interrupt that is pending found the guest's IF clear
         self._ports = {number: f"port {number:#x}" for name, number in options.exit_on if name == "io"}
         self._msrs = {number: f"msr {number:#x}" for name, number in options.exit_on if name == "msr"}
@@ -68,7 +71,8 @@ class Hardware:
         self.coherence = Coherence(vm.machine, self.memory, self.nested, self.paging, self.synchronize)
         self._device_reads = 0
         self._failed = False  # while an interrupt is delivered here that the CPU could not deliver
-        self._keep_code_coherent()
+        if self.shadow is None:
+            self._keep_code_coherent()
 
     def _keep_code_coherent(self) -> None:
         """Whatever the VMM writes for the guest may be code that the CPU has compiled. What a guest without NX writes the CPU notices."""
@@ -87,6 +91,12 @@ class Hardware:
         self.svm.enter(vmcs)
         self.vcpu.efer = vmcs[Field.GUEST_IA32_EFER]  # without SVME, which VMRUN wants: its instructions are undefined from now on
         machine.offer(OFFERED)
+        if self.shadow is not None and self.options.mmu == "auto" and start.kind != "linux":
+            self._use_nested()
+        if self.shadow is not None:
+            self.paging.load(self.vcpu.cr0, self.vcpu.cr3, self.vcpu.cr4, self.vcpu.efer)
+            self.shadow.begin(vmcs)
+            self.svm.change_controls(vmcs, checks_cr3=False)
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
         machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
         if isinstance(self.vm.events, Events):
@@ -110,14 +120,21 @@ class Hardware:
             self.machine.set_interrupt_pin(vm.board.interrupts.asserted)
             try:
                 self.machine.run()
-            except NoCode:
+            except MachineError as error:
+                if self.shadow is not None and self._tasks_switched(self.shadow):
+                    return
+                if not isinstance(error, NoCode):
+                    raise
                 self.synchronize()
                 eip = self.vcpu.cs.base + self.vcpu.eip & 0xFFFFFFFF
                 vm.stop(Stop(End.DIED, f"the guest executes at {eip:#x}, where there is no memory"))
 
     def synchronize(self) -> None:
         """The vCPU is the CPU: only the walk of its tables is to be told which they are."""
-        load_tables(self.vm)
+        if self.shadow is None:
+            load_tables(self.vm)
+        else:
+            self.paging.forget()
 
     def interrupts_changed(self, pending: bool) -> None:
         """The interrupt controllers' output is the CPU's INTR pin: an exit comes where the guest takes interrupts."""
@@ -126,14 +143,52 @@ class Hardware:
 
     def control_changed(self) -> None:
         """The guest's CR0 or CR4 changed. PAE's page-directory pointers are checked at each load of CR3, which this CPU does not do."""
+        if self.shadow is not None:
+            if self.vcpu.cr0 & Cr0.PE:
+                self.shadow.control_changed()
+                return
+            self._leave_shadow(self.shadow)
         pae = bool(self.vcpu.cr0 & Cr0.PG and self.vcpu.cr4 & Cr4.PAE)
         self.svm.change_controls(self.vmcs, checks_cr3=pae and not self.vcpu.efer & Efer.LMA)
 
+    def _uses_nx(self) -> None:
+        """The guest's data are not executable, so its stores are fast under nested paging, which takes fewer exits."""
+        if self.shadow is None:
+            self.coherence.start()
+        elif self.options.mmu == "auto":
+            self._leave_shadow(self.shadow)
+
+    def _leave_shadow(self, shadow: ShadowPaging) -> None:
+        """Nested paging from now on."""
+        shadow.end(self.vmcs, self._wanted)
+        self._use_nested()
+        if self.vcpu.efer & Efer.NXE:
+            self.coherence.start()
+
+    def _use_nested(self) -> None:
+        vm = self.vm
+        self.shadow, vm.mmu = None, self.nested
+        self.port_fault = PortFault(vm.machine)
+        if vm.lapic_page is not None:
+            vm.lapic_page.mmu = self.nested
+        self._keep_code_coherent()
+
+    def _tasks_switched(self, shadow: ShadowPaging) -> bool:
+        """Whether the guest's CR3 got into the CPU by a hardware task switch, of which this CPU gives no exit: the end under shadow paging."""
+        switched = self.state[Cpu.CR3] != shadow.mmu.current.cr3
+        if switched:
+            self.vm.stop(Stop(End.UNSUPPORTED, "a hardware task switch under shadow paging: use --mmu nested"))
+        return switched
+
     def tables_changed(self) -> None:
-        """The CPU knows."""
+        """The CPU knows of its own."""
+        if self.shadow is not None:
+            self.shadow.synchronize()
 
     def page_invalidated(self, gva: int) -> None:
-        """The CPU knows."""
+        """The CPU knows of its own."""
+        if self.shadow is not None:
+            self.shadow.synchronize()
 
     def step(self, done: Callable[[bool], None]) -> None:
         """Device memory is reached over the machine's bus: nothing is stepped."""
@@ -164,10 +219,14 @@ class Hardware:
             self._nested_fault(state[machine.error_code])
         elif self.port_fault.pending:
             self._end_port_access()
-        elif vector == _CR3_LOAD and self._loads_cr3():
+        elif self.shadow is not None and self._tasks_switched(self.shadow):
+            pass
+        elif vector == _PAGE_FAULT and self.shadow is not None:
+            self._shadow_fault(self.shadow, state[machine.error_code])
+        elif vector == _CR3_LOAD and self.shadow is None and self._loads_cr3():
             pass
         else:
-            load_tables(self.vm)
+            self.synchronize()
             if (injected := self.svm.take_injected()) is not None:
                 self._deliver(injected)
             elif vector >= EXIT:
@@ -181,6 +240,20 @@ class Hardware:
                 self.stats.engine[f"exception {vector}"] += 1
                 error = state[machine.error_code]
                 self._exit(PageFault(state[Cpu.CR2], error) if vector == Vector.PF else Raised(vector, error))
+
+    def _shadow_fault(self, shadow: ShadowPaging, error: int) -> None:
+        gva = self.svm.fault_address & 0xFFFFFFFF
+        try:
+            shadow.fault(gva, error, self.vcpu.cpl == 3 and bool(error & Fault.U))
+            self.stats.architectural["hidden page fault"] += 1
+        except GuestPageFault as fault:
+            if (injected := self.svm.take_injected()) is not None:
+                self._deliver(injected)
+                return
+            self.stats.architectural["exception"] += 1
+            self._exit(PageFault(fault.gva, fault.code))
+        except Stopped as stopped:
+            self.vm.stop(stopped.stop)
 
     def _deliver(self, vector: int) -> None:
         """An interrupt that the CPU began to deliver, with an exception on the way: from the beginning, and so to that exception."""
@@ -202,7 +275,7 @@ class Hardware:
         vcpu, state = self.vcpu, self.state
         if "cr3" in self._wanted or vcpu.cpl:
             return False
-        load_tables(self.vm)
+        self.synchronize()
         linear = state[Cpu.CS + Cpu.BASE] + state[Cpu.EIP] & 0xFFFFFFFF
         if linear & 0xFFF > 0xFFD:
             return False
@@ -282,7 +355,7 @@ class Hardware:
             if reason is Reason.RDMSR:
                 self.machine.write_msr(SYSENTER_CS, self.vcpu.msrs[SYSENTER_CS])  # SYSEXIT is the CPU's own
                 if self.vcpu.efer & Efer.NXE:
-                    self.coherence.start()
+                    self._uses_nx()
             return
         elif reason not in (Reason.WBINVD, Reason.INVD, Reason.PAUSE):  # those have no effect; the others CPUID does not offer
             self._exit(Raised(Vector.UD))
@@ -294,7 +367,7 @@ class Hardware:
         """Whether the VMCS asks for this exit, or it is only this CPU that needs help with the instruction."""
         match reason:
             case Reason.CONTROL_REGISTER:
-                return f"cr{code & 0xF}" in self._wanted
+                return self.shadow is not None or f"cr{code & 0xF}" in self._wanted
             case Reason.MOV_DR:
                 return "dr" in self._wanted
             case Reason.LDTR_TR:
@@ -340,7 +413,7 @@ class Hardware:
         if self.port_fault.pending:
             self._end_port_access()
             return
-        load_tables(self.vm)
+        self.synchronize()
         self._undefined()
 
     def _undefined(self) -> None:
@@ -356,7 +429,7 @@ class Hardware:
 
     def _on_fast_call(self) -> int:
         """SYSENTER, and SYSCALL, which CPUID does not offer. Returns the instruction's size."""
-        load_tables(self.vm)
+        self.synchronize()
         instruction = instruction_at(self.vm)
         if instruction is None:
             return 0
@@ -372,7 +445,7 @@ class Hardware:
     def _on_port(self, port: int, size: int, value: int | None) -> int:
         vcpu = self.vcpu
         if vcpu.cpl > vcpu.iopl or self.state[Cpu.EFLAGS] & Flag.VM:
-            load_tables(self.vm)
+            self.synchronize()
             if not self.port_fault.allowed(self.vm, port, size):
                 return 0
         self._report(Reason.IO, size - 1 | (value is None) << 3 | port << 16, self._ports.get(port))
@@ -380,7 +453,7 @@ class Hardware:
 
     def _end_port_access(self) -> None:
         exit_ = self.port_fault.end()
-        load_tables(self.vm)
+        self.synchronize()
         self.stats.engine["exception 13"] += 1
         self._exit(exit_)
 
@@ -391,5 +464,5 @@ class Hardware:
         self._device_reads = self._device_reads + 1 if value is None else 0
         if self._device_reads > _POLLS and (hfn := self.memory.read_only.get(gpa >> 12)) is not None:
             self._device_reads = 0
-            self.nested.lend(gpa >> 12, hfn)
+            (self.shadow.mmu if self.shadow else self.nested).lend(gpa >> 12, hfn)
         return self.vm.board.bus.memory(gpa, size, value)

@@ -12,9 +12,12 @@ NUMBERED: Final = {"io": 0x10000, "msr": 1 << 32, "exception": 32}
 
 @dataclass(frozen=True, slots=True)
 class HwOptions:
-    """mmu: "nested". exit_on: the exits wanted beside the least that are needed, as (name, number or 0)."""
+    """mmu: "nested"; "shadow", until the guest goes to real mode; or "auto": for Linux shadow until it uses NX or real mode, else nested.
 
-    mmu: str = "nested"
+    exit_on: the exits wanted beside the least that are needed, as (name, number or 0).
+    """
+
+    mmu: str = "auto"
     exit_on: frozenset[tuple[str, int]] = frozenset()
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.cpu_state import Cpu
 from vmm.exits import PortAccess
 from vmm.faults import GuestPageFault
 from vmm.machine import Machine
@@ -22,8 +23,8 @@ _EMPTY_ROOT = 0xFFFF_F000  # no RAM is there, and whatever is read there meanwhi
 class PortFault:
     """At most one access that is being aborted. pending: there is one, and whatever the CPU reports now comes of it."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, machine: Machine, empty_root: int = _EMPTY_ROOT) -> None:
+        self.machine, self.empty_root = machine, empty_root
         self.pending = False
         self._state = b""
         self._access = PortAccess(0, 0)
@@ -38,10 +39,10 @@ class PortFault:
                 return True
         except GuestPageFault:
             pass
-        machine, vcpu = self.machine, vm.vcpu
+        machine = self.machine
         self.pending, self._access = True, PortAccess(port, size)
-        self._state, self._cr0, self._cr3 = bytes(machine.state), vcpu.cr0, vcpu.cr3
-        machine.set_cr3(_EMPTY_ROOT)
+        self._state, self._cr0, self._cr3 = bytes(machine.state), machine.state[Cpu.CR0], machine.state[Cpu.CR3]
+        machine.set_cr3(self.empty_root)
         machine.set_cr0(self._cr0 | Cr0.PG)
         machine.stop()
         return False

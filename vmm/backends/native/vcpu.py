@@ -30,10 +30,13 @@ def _word(index: int, name: str) -> property:
 
 def _control(index: int, load: Callable[[Machine, int], None], name: str) -> property:
     def read(self: NativeVcpu) -> int:
-        return self.state[index]
+        return self.state[index] if self.kept is None else self.kept[name]
 
     def write(self: NativeVcpu, value: int) -> None:
-        load(self.machine, value)
+        if self.kept is None:
+            load(self.machine, value)
+        else:
+            self.kept[name] = value
 
     return property(read, write, doc=name)
 
@@ -89,6 +92,7 @@ class NativeVcpu:
     def __init__(self, machine: Machine) -> None:
         self.machine, self.state = machine, machine.state
         self.halted = False
+        self.kept: dict[str, int] | None = None  # CR0, CR3 and CR4, where shadow paging keeps the guest's from the CPU
         self.delivered = 0
         self.debug = DebugRegisters(machine)
         self.msrs: dict[int, int] = {}
@@ -102,7 +106,8 @@ class NativeVcpu:
     @efer.setter
     def efer(self, value: int) -> None:
         self._efer = value
-        self.machine.write_msr(EFER, value)
+        if self.kept is None:
+            self.machine.write_msr(EFER, value)
 
     @property
     def cpl(self) -> int:
