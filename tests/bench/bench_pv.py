@@ -14,6 +14,7 @@ from tests.bench.timing import cpu_seconds, in_turns
 from tests.machine import flat
 from tests.machine.pv import BASE, CODE, DATA, FINISH, HANDLERS, IRET, STACK, TABLE, USER, call, describe, domain_of, map_page, page_of, pv_vm, traps
 from tests.machine.small_kernel import TO_USER, small_kernel
+from tests.machine.small_kernel import USER as flat_user
 from vmm.vm import Vm
 
 pytestmark = pytest.mark.bench
@@ -128,3 +129,36 @@ def test_system_calls_and_updates(keep: Keep) -> None:
     """System calls, and page-table updates in a batch, against the same under binary translation."""
     pair = in_turns(under_pv, under_bt)
     keep("pv-rings", pair.ratio, f"{pair.ours * 1e6:.1f} µs against {pair.theirs * 1e6:.1f} µs a system call with {PAGES // 4} updates")
+
+
+USER_ROUNDS = 4_000_000
+
+
+def user_code(page: int) -> str:
+    """Loads and stores of user code, on a page of its own."""
+    return f"mov esi,{page}; mov ecx,{USER_ROUNDS}; jmp again; again: mov eax,[esi]; mov [esi+4],eax; dec ecx; jnz again"
+
+
+def user_under_pv() -> float:
+    """Seconds of them under direct paging."""
+    user_pages = f"{map_page(USER, page_of(USER), 0x67)}; {map_page(USER + 0x1000, page_of(USER) + 1, 0x67)}"
+    enter = f"push 0xe033; push {USER + 0x1800}; push 0x202; push 0xe02b; push {USER}; {IRET}"
+    vm = pv_vm({
+        CODE: f"{call(0, TABLE)}; {call(3, 0xE021, STACK)}; {user_pages}; {enter}",
+        TABLE: traps(0x31),
+        USER: f"{user_code(USER + 0x1000)}; int 0x31",
+        HANDLERS + 0x100 * 0x31: FINISH,
+    })  # fmt: skip
+    return seconds(vm)
+
+
+def user_under_bt() -> float:
+    """Seconds of them under shadow paging, executed directly."""
+    vm = flat.flat_vm(small_kernel(TO_USER, user=f"{user_code(flat_user + 0x2000)}; int 0x80", handlers={0x80: flat.FINISH}), memory_mib=8)
+    return cpu_seconds(lambda: flat.finish(vm, 60))
+
+
+def test_user_code(keep: Keep) -> None:
+    """User code under the guest's own tables is as fast as direct execution under shadow tables."""
+    pair = in_turns(user_under_pv, user_under_bt)
+    keep("pv-user", pair.ratio, f"{pair.ours / USER_ROUNDS * 1e9:.1f} ns against {pair.theirs / USER_ROUNDS * 1e9:.1f} ns a round")

@@ -39,6 +39,7 @@ ROWS: dict[str, Row] = {
     "pv-update": Row("a validated update of one page-table entry by hypercall", "such a callback", 10),
     "pv-batch": Row("one entry in a batch of 256", "such a callback", 1.5),
     "pv-pin": Row("the validated pin of a full table and its unpin, the hypercall itself aside", "such a callback", 40),
+    "pv-user": Row("loads and stores of user code under direct paging", "direct execution under shadow tables", 1.1),
     "pv-rings": Row("system calls and batched page-table updates under pv", "the same under bt", 0.6),
     "dump": Row("`vmm dump` of a run of 5,000 instructions, whole process", "(s)", 2),
     "start": Row("`vmm run hello`, whole process", '`python -c "import unicorn, capstone"`', 4),

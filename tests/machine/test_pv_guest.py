@@ -175,6 +175,14 @@ def test_the_kernel_may_not(instruction: str) -> None:
     assert log(vm, 1) == [0]
 
 
+def test_ports_that_were_granted() -> None:
+    """With IOPL 1 the kernel uses the ports that are its own; any other is #GP all the same."""
+    iopl = f"mov dword ptr [{DATA}],1; {call(33, 6, DATA)}"
+    vm = pv_vm({CODE: f"{call(0, TABLE)}; {iopl}; out 0x80,al", TABLE: traps(13), _handler(13): "mov al,7; out 0xf4,al"})
+    stop = vm.run(5)
+    assert (stop.why, stop.value) == (End.REPORTED, 7), describe(vm, stop)
+
+
 def test_emulated_instructions() -> None:
     """RDTSC gives virtual nanoseconds, CLTS and reads of CR0 work, and the forced CPUID names the VMM."""
     forced = "mov eax,0x40000000; .byte 0x0f,0x0b,0x78,0x65,0x6e,0x0f,0xa2"

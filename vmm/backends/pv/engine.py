@@ -14,12 +14,13 @@ from bt.decode import memory_access
 from vmm.backends.pv.options import PvOptions
 from vmm.backends.pv.stores import TableStores
 from vmm.cpu_state import GENERAL, Cpu
-from vmm.exits import RESUME, Exit, Hypercall, Outcome, PageFault, PortAccess, Privileged, Raised, Resume, SoftwareInterrupt, Stop, Stopped, Wait
+from vmm.exits import RESUME, Exit, Hypercall, Outcome, PageFault, Privileged, Raised, Resume, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestPageFault
 from vmm.mmu.host import BASE
 from vmm.x86.bits import Cr0, Cr4, Efer, Fault, Flag, Vector
 from vmm.xen.descriptors import KERNEL_CODE, KERNEL_DATA
 from vmm.xen.domain import HYPERCALL_VECTOR, XenDomain
+from vmm.xen.traps import EVENT
 
 if TYPE_CHECKING:
     from vmm.monitor import Monitor
@@ -45,7 +46,7 @@ class Paravirtual:
         self.monitor: Monitor
         self.after_step: Callable[[bool], None] | None = None
         self._guest_trap_flag = False
-        self.port_fault: tuple[bytes, int, int] | None = None  # state before an IN or OUT that is being aborted, port, size
+        self.port_fault: bytes | None = None  # the state before an IN or OUT that is being aborted
         self._old_exception, self._is_int = vm.machine.old_exception, vm.machine.is_int
         self.stores = TableStores(self)
         (empty,) = vm.machine.allocate(1)
@@ -168,7 +169,7 @@ class Paravirtual:
     def _let_events_in(self) -> None:
         """On every way back into the guest: an upcall, if one is due and not masked."""
         if self.shared.deliverable and self.after_step is None and self.vm.stopped is None:
-            self.stats.architectural["upcall"] += 1
+            self.stats.injected[EVENT] += 1
             outcome = self.vm.monitor.upcall()
             if isinstance(outcome, Stop):
                 self.vm.stop(outcome)
@@ -227,7 +228,7 @@ class Paravirtual:
             except GuestPageFault as fault:
                 gva, error = fault.gva, fault.code
         elif error & (Fault.I | Fault.P) == Fault.I | Fault.P and self.mmu.executed(gva):
-            stats.architectural["first execution"] += 1
+            stats.engine["first execution"] += 1  # only this CPU needs the bit that was in the way
             return
         elif error & (Fault.P | Fault.W | Fault.U) == Fault.P | Fault.W and self.mmu.table_written(gva):
             stats.architectural["page-table store"] += 1
@@ -276,7 +277,7 @@ class Paravirtual:
         if self.state[Cpu.HFLAGS] & 3 <= self.vm.vcpu.iopl and port in self.domain.granted_ports:
             return self.vm.board.bus.port(port, size, value)
         if self.port_fault is None:
-            self.port_fault = bytes(self.state.cast("B")[:_SAVED_STATE]), port, size
+            self.port_fault = bytes(self.state.cast("B")[:_SAVED_STATE])
             self.machine.set_cr3(self.empty_root)
             self.machine.stop()
         return 0
@@ -284,11 +285,11 @@ class Paravirtual:
     def _end_port_access(self) -> None:
         """Erratum 12: IN and OUT cannot be aborted: the state before is put back, and the exception injected."""
         assert self.port_fault is not None
-        image, port, size = self.port_fault
+        image = self.port_fault
         self.port_fault = None
         self.state.cast("B")[: len(image)] = image
         self.machine.set_cr3(self.mmu.cr3)
         if not self.machine.running:
             self.machine.set_flags(self.machine.flags())  # the state was saved in a run, where the flags are kept in another form
         self.stats.architectural["exception 13"] += 1
-        self.exit(PortAccess(port, size))
+        self.exit(Raised(Vector.GP, 0))
