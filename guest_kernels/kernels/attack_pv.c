@@ -102,6 +102,12 @@ static void report_page_tables(void)
     expect(update(machine(last), 0), EPERM, "an entry of the VMM's");
     expect(update(machine(top) + 32, 0), EINVAL, "a fifth entry of a top-level table");
     expect(map(0xf5800000, entry_of(plain, PAGE_PRESENT | PAGE_WRITE)), EINVAL, "a mapping at the VMM's addresses");
+    page_protect(address_of(start_info->console_frame), 0);
+    int pinned = extended(PIN_L1, start_info->console_frame, 0);
+    page_protect(address_of(start_info->console_frame), 1);
+    expect(pinned, EBUSY, "the console's page, which the VMM writes, as page table");
+    page_protect(address_of(start_info->store_frame), 0);
+    expect(extended(PIN_L1, start_info->store_frame, 0), EBUSY, "the store's page as page table");
     *(volatile u32 *)plain = 1;
     report(*(volatile u32 *)plain == 1, "the page in question is still memory");
 }

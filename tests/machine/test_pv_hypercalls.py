@@ -39,7 +39,8 @@ class Case:
         start = self.vm.start
         assert start is not None and start.domain is not None
         frames = self.vm.memory.frames
-        self.frames = [*(frames[page] for page in start.domain.tables), *frames[:4], *frames[600:604], *frames[1024:1028], *self.others, 1 << 23]
+        tables = [frames[page] for page in start.domain.tables]
+        self.frames = [*tables, *frames[:4], *self.domain.rings, *frames[600:604], *frames[1024:1028], *self.others, 1 << 23]
 
     def number(self, picked: tuple[str, int]) -> int:
         """A 64-bit value for an argument, or for memory that one points at."""
@@ -71,7 +72,7 @@ class Case:
         """All counts by looking at all that is in use; frames of others untouched."""
         domain, frames = self.domain, self.domain.frames
         refs, typed = counted(SimpleNamespace(machine=self.vm.machine, frames=frames, mmu=domain.mmu))  # type: ignore[arg-type]
-        for mfn in [*domain.descriptors.gdt, *domain.descriptors.ldt.values(), *frames.reserved]:
+        for mfn in [*domain.descriptors.gdt, *domain.descriptors.ldt.values(), *frames.reserved, *domain.rings]:
             refs[mfn] += 1
             typed[mfn] += 1
         for mfn in [*self.vm.memory.frames, *self.others]:

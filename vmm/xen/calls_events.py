@@ -144,11 +144,7 @@ def _poll(domain: XenDomain, request: int) -> None:
     polled = domain.arguments.words(ports, count)
     for port in polled:
         domain.channels.channel(port)
-    domain.polled = polled
-    deadline = high << 32 | low
-    if deadline:
-        domain.clock.at(deadline, domain.wake)
-    domain.block()
+    domain.poll(polled, high << 32 | low)
 
 
 def set_timer_op(domain: XenDomain, low: int, high: int, _c: int, _d: int, _e: int) -> int:

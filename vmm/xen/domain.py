@@ -56,6 +56,8 @@ class XenDomain:
         self.arguments = Arguments(self.mmu)
         self.grants = Grants(machine, self.frames, self.mmu)
         self.polled: tuple[int, ...] = ()
+        self.rings: list[int] = []  # frames that devices share with the guest
+        self._poll_end: Alarm | None = None
         self.granted_ports: frozenset[int] = frozenset()
         self.console: Callable[[bytes], None] = lambda data: None  # console_io
         self._blocks = False
@@ -72,6 +74,9 @@ class XenDomain:
             at = frames[domain.hypercall_page] * FRAME
             self.machine.memory[at : at + FRAME] = hypercall_page()
         top = frames[domain.top]
+        self.rings = [frames[domain.store], frames[domain.console]]
+        for mfn in self.rings:
+            self.frames.take_type(mfn, Kind.WRITABLE)  # for good: devices write there, so it may never become a page table
         self.mmu.pin(top, Kind.TOP)
         self.mmu.use(top)
         self.shared.tell_date(time.time_ns() - self.clock.now())
@@ -96,6 +101,14 @@ class XenDomain:
     def block(self) -> None:
         """The CPU waits for an event behind this hypercall."""
         self._blocks = True
+
+    def poll(self, ports: tuple[int, ...], deadline: int) -> None:
+        """The CPU waits behind this hypercall for one of some channels, masked or not, or for a time (0: none)."""
+        if self._poll_end is not None:
+            self._poll_end.cancel()
+        self._poll_end = self.clock.at(deadline, self.wake) if deadline else None
+        self.polled = ports
+        self.block()
 
     def ready(self) -> bool:
         """Whether a blocked CPU has something to run for."""

@@ -112,6 +112,25 @@ def test_store() -> None:
     assert client.ask(READ, "a/b") == (ERROR, b"ENOENT\0")
 
 
+def test_a_client_that_reads_nothing() -> None:
+    """Its requests stay in the ring when too much waits for it, and are served when it has read."""
+    client = Client()
+    client.ask(WRITE, "v", "x" * 900)
+    sent = 0
+    while client.words[512] == client.words[513]:
+        client.send(READ, "v")
+        sent += 1
+        assert sent < 1000
+    answers = 0
+    for _ in range(1000):
+        part = client.words[515] - client.words[514]
+        answers += part
+        client.words[514] = client.words[515]
+        client.store.signalled()
+    assert answers == sent * 916
+    assert client.words[512] == client.words[513]
+
+
 def test_watches() -> None:
     """A watch fires at once and at each change below it, with the path as it was given and its token."""
     client = Client()
