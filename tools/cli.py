@@ -55,6 +55,7 @@ def run(
     mistakes: Annotated[
         str | None, typer.Option("--break", metavar="WHAT,...", help="Make a mistake (docs/EXERCISES.md): no-invalidate, no-trace, popf, raw-ptp.")
     ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="With --backend trap: which instructions slipped, and what came of it.")] = False,
     no_reboot: Annotated[bool, typer.Option("--no-reboot", help="A reset by the guest ends the run, with status 0.")] = False,
     qemu_exit: Annotated[bool, typer.Option("--qemu-exit", help="A reported value V makes the status (V << 1) | 1, as in QEMU.")] = False,
     vga: Annotated[bool, typer.Option("--vga", help="Show the VGA text screen live on standard error.")] = False,
@@ -67,6 +68,8 @@ def run(
     from tools.session import Request
     from tools.technique import Technique, options_of
 
+    if explain and (backend != "trap" or disk):
+        raise InputError("--explain: goes with --backend trap, and without --disk, since the guest is run twice")
     request = Request(
         kernel=kernel,
         memory_mib=None if memory is None else options.memory(memory),
@@ -91,6 +94,7 @@ def run(
         vga=vga,
         logs=frozenset() if log is None else options.logs(log),
         log_file=None if log_file is None else options.writable(log_file),
+        explain=explain,
     )
     raise typer.Exit(run_kernel(request, wishes))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tools.log import Log
 from tools.report import death_report, record, show_statistics, whereabouts, write_record
@@ -16,11 +16,13 @@ from tools.session import Ended, Request, run, status_of
 from tools.signals import Interruption
 from tools.terminal import Terminal
 from tools.timing import Timing
+from vmm.console import Console, Recorder
 from vmm.errors import InputError
 from vmm.exits import End
 from vmm.vm import Vm
 
 _BROKEN_PIPE = 141
+_REFERENCE = 60.0  # seconds for the run that the lesson of `--explain` compares with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class Wishes:
     vga: bool
     logs: frozenset[str]
     log_file: str | None
+    explain: bool = False
 
 
 def run_kernel(request: Request, wishes: Wishes) -> int:
@@ -53,15 +56,47 @@ def run_kernel(request: Request, wishes: Wishes) -> int:
             terminal.attach(vm)
             interruption.watch(vm)
 
-        ended = run(request, terminal, ready)
+        heard = Heard(terminal)
+        ended = run(request, heard if wishes.explain else terminal, ready)
         terminal.finish()
     status = _status(ended, terminal.failure, interruption.number, wishes.like_qemu)
     _say_end(ended)
     if timing:
         show_statistics(ended, timing.seconds)
+    if wishes.explain and ended.stop.why is not End.QUIT:
+        _explain(request, heard.text)
     if wishes.record is not None:
         write_record(wishes.record, record(ended, request.kernel, status))
     return status
+
+
+class Heard:
+    """A console that keeps what another one is told."""
+
+    def __init__(self, console: Console) -> None:
+        self.poll, self.fileno, self._tell = console.poll, console.fileno, console.write
+        self._output = bytearray()
+
+    @property
+    def text(self) -> str:
+        return self._output.decode(errors="replace")
+
+    def write(self, data: bytes) -> None:
+        self._output += data
+        self._tell(data)
+
+
+def _explain(request: Request, seen: str) -> None:
+    """Runs the guest once more with every sensitive instruction emulated, and prints what that teaches."""
+    from tools.slips import report
+    from vmm.backends.step import StepOptions
+
+    console = Recorder()
+    with Interruption() as interruption:
+        ended = run(replace(request, options=StepOptions(), timeout=request.timeout or _REFERENCE), console, interruption.watch)
+    if ended.stop.why is not End.QUIT:
+        for line in report(request.kernel, seen, console.text, ended.vm.stats.callouts):
+            print(line, file=sys.stderr)
 
 
 def _open_log(wishes: Wishes, until: ExitStack) -> Log:

@@ -106,8 +106,8 @@ forms:
         form    "smsw r32", "smswl %ecx", mask=mask_smsw
         form    "smsw r16", "smsww %cx"
         form    "smsw m", "smsww (%ebx)"
-        form    "pushf 32", "pushfl"
-        form    "pushf 16", "pushfw"
+        form    "pushf 32", "pushfl", flags=FLAGS & ~0x200
+        form    "pushf 16", "pushfw", flags=FLAGS & ~0x200
         form    "popf 32", "popfl", s0=0x3046
         form    "popf 16", "popfw", s0=0x3046
 .irp name, lar, lsl

@@ -5,6 +5,8 @@ Knows the table, and which lines differ for which reason. QEMU is the oracle whe
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -14,11 +16,14 @@ from guest_kernels import kernels
 from tests.guests.test_bt import qemu_consoles, run
 from tests.guests.test_qemu import QEMU
 from tests.require import require
+from tools.slips import compare, slipped
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
 from vmm.backends.step import StepOptions
+from vmm.backends.trap import TrapOptions
+from vmm.exits import End
 
 SENSITIVE = kernels()["sensitive"]
 CODE = 0x8000  # where the kernel puts the instruction of each line
@@ -133,3 +138,62 @@ def test_every_translation_is_executed(cache: str, options: Options) -> None:
     first = {(block.instructions[0].opcode, block.instructions[0].modrm) for block in entered if block.instructions}
     undecodable = {"0f 01 /5"}  # for the decoder these bytes are no instruction: their stub is that of any such bytes
     assert {row.name for row in TABLE} - undecodable == {row.name for opcode, modrm in first if (row := row_of(opcode, modrm)) is not None}
+
+
+SLIPPED = {  # under trap with ring 1: how many lines each instruction is to blame for, besides those that stand under "everywhere"
+    "sgdt": 4 + 2,  # its own, and those of LGDT, which traps but is read back by it
+    "sidt": 4 + 2,
+    "sldt": 6 + 2,
+    "str": 6 + 2,
+    "pushf": 2,
+    "popf": 2,
+    "lar": 8,
+    "lsl": 8,
+    "verr": 4,
+    "verw": 4,
+    "push cs": 2,
+    "mov r/m,cs": 3,
+    "push ss": 2,
+    "mov r/m,ss": 3 + 6,  # its own, and those of MOV SS, POP SS and LSS, which trap
+    "call far": 2,
+    "call far m": 2,
+    "iret": 2,  # in user mode: the IOPL that POPF had not put back
+    "insb": 2,  # docs/QUIRKS.md 9: no slip
+    "ins": 4,
+}
+
+
+def test_what_slips_under_trap() -> None:
+    """The lesson: deprivileged and untranslated, exactly these lines differ from those of a run that emulates all, for exactly these reasons."""
+    _, bare, _ = run(SENSITIVE, StepOptions(), None)
+    _, printed, vm = run(SENSITIVE, TrapOptions(), None)
+    assert vm.stopped is not None
+    assert vm.stopped.why is End.REPORTED
+    lesson = compare(printed, bare)
+    assert [(what, row.name) for what, row in lesson.everywhere] == [("IF clear", "iret"), ("ss 11", "mov r/m,ss")]
+    assert Counter(row.name for slip in lesson.slips for row in slip.to_blame) == SLIPPED
+    assert not lesson.missing
+    traps = {row.name for slip in lesson.slips for row in slip.to_blame if not slipped(row)}
+    assert traps == {"ins", "insb"}
+
+
+def test_the_lecture_s_ring_lets_more_slip() -> None:
+    """With ring 3 an IRET to user mode changes no mode: users run as the kernel, lose IF, and HLT stops for good."""
+    _, bare, _ = run(SENSITIVE, StepOptions(), None)
+    _, printed, vm = run(SENSITIVE, TrapOptions(ring=3), None)
+    assert vm.stopped is not None
+    assert (vm.stopped.why, vm.stopped.reason) == (End.DIED, "halted for good: hlt with interrupts disabled")
+    lesson = compare(printed, bare)
+    assert lesson.missing > 500
+    assert {slip.line for slip in lesson.slips} >= {"cli user", "sti user"}
+
+
+def test_the_lesson_of_the_command() -> None:
+    """`vmm run ... --explain` prints the lesson on standard error; another kernel's is what it met, and the lines that differ."""
+    command = [sys.executable, "-c", "from tools.cli import main; main()", "run"]
+    done = subprocess.run([*command, "sensitive", "--backend", "trap", "--explain"], capture_output=True, text=True, timeout=60, check=False)
+    assert "In every line: ss 11. mov r/m,ss shows a selector and its privilege level, and does not trap." in done.stderr
+    assert "popf 32 kernel: saw eflags 246; the bare machine shows eflags 3046. popf changes IF and IOPL" in done.stderr
+    done = subprocess.run([*command, "lost-if", "--backend", "trap", "--explain"], capture_output=True, text=True, timeout=60, check=False)
+    assert "popf changes IF and IOPL, or silently does not, and does not trap." in done.stderr
+    assert "only here: FAIL: the clock ticks behind it" in done.stderr
