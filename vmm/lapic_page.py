@@ -7,6 +7,7 @@ reads it (one-shot, or masked), the page is taken away, since the current count 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vmm.devices.lapic import CURRENT_COUNT, INITIAL_COUNT, IRR, ISR, KNOWN, LVT_TIMER, PPR, TMR, LocalApic
@@ -27,20 +28,26 @@ class Lender(Protocol):
 
 
 class LapicPage:
-    """A bus device in front of the local APIC that keeps the readable frame up to date."""
+    """A bus device in front of the local APIC that keeps the readable frame up to date. unread(): nobody can read it now: `update` will follow."""
 
     def __init__(self, machine: Machine, memory: GuestMemory, mmu: Lender, lapic: LocalApic, hfn: int) -> None:
         self.words, self.memory, self.mmu, self.lapic, self.hfn = machine.words, memory, mmu, lapic, hfn
         self.at = hfn * FRAME // 4
         machine.memory[hfn * FRAME : (hfn + 1) * FRAME] = lapic.page()
+        self.unread: Callable[[], bool] = lambda: False
         self._offer()
+
+    def update(self) -> None:
+        """Brings the frame up to date whole."""
+        start = self.hfn * FRAME
+        self.memory.memory[start : start + FRAME] = self.lapic.page()
 
     def access(self, offset: int, size: int, value: int | None) -> int:
         """As the device; after a write the frame shows what it changed."""
         result = self.lapic.access(offset, size, value)
         if value is not None:
             index = offset >> 4
-            if index in KNOWN:
+            if index in KNOWN and not self.unread():
                 self.words[self.at + 4 * index] = self.lapic.access(offset & ~0xF, 4, None)
             if index in (LVT_TIMER, INITIAL_COUNT):
                 self._offer()
@@ -49,6 +56,8 @@ class LapicPage:
 
     def refresh(self) -> None:
         """Registers that change by themselves: after an interrupt was taken or ended."""
+        if self.unread():
+            return
         for index in _VOLATILE:
             self.words[self.at + 4 * index] = self.lapic.access(16 * index, 4, None)
 

@@ -27,6 +27,7 @@ from vmm.emulate import ROUTINES
 from vmm.events import Events
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestFault, GuestPageFault
+from vmm.lapic_page import GFN as LAPIC
 from vmm.machine import EFER_HOST, PHYSICAL_CR0, PHYSICAL_CR4, MachineError, NoCode
 from vmm.memory import GuestMemory
 from vmm.mmu.coherence import Coherence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _NAMES = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
 _CR3_LOAD, _PAGE_FAULT = EXIT + 0x13, EXIT + 0x4E
+_IO = int(Reason.IO)
 _POLLS = 64  # reads of device memory in a row, before a page that may be lent is
 _WRMSR, _RDTSC, _RDTSCP, _ICEBP = 0x0F30, 0x0F31, 0x0F01, 0xF1
 
@@ -99,6 +101,8 @@ class Hardware:
             self.svm.change_controls(vmcs, checks_cr3=False)
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
         machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
+        if self.vm.lapic_page is not None:
+            self.vm.lapic_page.unread = lambda: self.shadow is None and LAPIC not in self.nested.lent
         if isinstance(self.vm.events, Events):
             self.vm.events.inject = self._inject
         values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
@@ -304,8 +308,7 @@ class Hardware:
     def _report(self, reason: Reason, qualification: int = 0, name: str | None = None) -> None:
         """Counts an exit, as `name` when it was asked for by that, and leaves its description in the VMCS."""
         self.stats.architectural[name or _NAMES[reason]] += 1
-        vmcs = self.vmcs
-        vmcs[Field.EXIT_REASON], vmcs[Field.EXIT_QUALIFICATION] = reason, qualification
+        self.vmcs.exited(reason, qualification)
 
     def _exited(self, code: int) -> None:
         reason = self.svm.reason(code)
@@ -443,12 +446,12 @@ class Hardware:
         return len(instruction.raw)
 
     def _on_port(self, port: int, size: int, value: int | None) -> int:
-        vcpu = self.vcpu
-        if vcpu.cpl > vcpu.iopl or self.state[Cpu.EFLAGS] & Flag.VM:
+        if self.state[Cpu.HFLAGS] & 3 and (self.vcpu.cpl > self.vcpu.iopl or self.state[Cpu.EFLAGS] & Flag.VM):
             self.synchronize()
             if not self.port_fault.allowed(self.vm, port, size):
                 return 0
-        self._report(Reason.IO, size - 1 | (value is None) << 3 | port << 16, self._ports.get(port))
+        self.stats.architectural[self._ports.get(port, "port")] += 1
+        self.vmcs.exited(_IO, size - 1 | (value is None) << 3 | port << 16)
         return self.vm.board.bus.port(port, size, value)
 
     def _end_port_access(self) -> None:
@@ -464,5 +467,7 @@ class Hardware:
         self._device_reads = self._device_reads + 1 if value is None else 0
         if self._device_reads > _POLLS and (hfn := self.memory.read_only.get(gpa >> 12)) is not None:
             self._device_reads = 0
+            if self.vm.lapic_page is not None:
+                self.vm.lapic_page.update()
             (self.shadow.mmu if self.shadow else self.nested).lend(gpa >> 12, hfn)
         return self.vm.board.bus.memory(gpa, size, value)

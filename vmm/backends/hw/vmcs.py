@@ -84,6 +84,7 @@ class Reason(IntEnum):
     MWAIT, MONITOR, PAUSE, GDTR_IDTR, LDTR_TR, EPT_VIOLATION, WBINVD = 36, 39, 40, 46, 47, 48, 54
 
 
+_EXIT_REASON, _EXIT_QUALIFICATION = int(Field.EXIT_REASON), int(Field.EXIT_QUALIFICATION)
 SEGMENTS: Final = ("ES", "CS", "SS", "DS", "FS", "GS")
 UNUSABLE: Final = 1 << 16  # in access rights
 BLOCKING_BY_STI, BLOCKING_BY_MOV_SS = 1, 2
@@ -116,18 +117,23 @@ class Vmcs:
     """One control structure. Fields are read and written by their encodings; those never written are 0."""
 
     def __init__(self) -> None:
-        self._fields: dict[Field, int] = {Field.VMCS_LINK_POINTER: NO_LINK}
+        self._fields = {int(Field.VMCS_LINK_POINTER): NO_LINK}  # by plain numbers: hashing a member of an enumeration takes longer than all else
 
     def __getitem__(self, field: Field) -> int:
-        return self._fields.get(field, 0)
+        return self._fields.get(int(field), 0)
 
     def __setitem__(self, field: Field, value: int) -> None:
-        self._fields[field] = value
+        self._fields[int(field)] = value
+
+    def exited(self, reason: int, qualification: int) -> None:
+        """What an exit leaves: its basic reason and the qualification. Hot: 0.15 us."""
+        self._fields[_EXIT_REASON] = reason
+        self._fields[_EXIT_QUALIFICATION] = qualification
 
     def write(self, encoding: int, value: int) -> None:
         """VMWRITE by number. Raises EntryUnsupported for a field that is not honoured here."""
         try:
-            self._fields[Field(encoding)] = value
+            self._fields[int(Field(encoding))] = value
         except ValueError:
             raise Unsupported(f"VMCS field {encoding:#06x}: not supported by this CPU") from None
 

@@ -1,0 +1,62 @@
+"""Guest mode: what its exits cost in empty callbacks, and Linux to its shell against QEMU, for which tools/fetch_guests.py must have been run."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+from tests.bench.bench_translate import callback_seconds
+from tests.bench.conftest import Keep
+from tests.bench.timing import VMM, compiled_environment, cpu_seconds, in_turns
+from tests.guests.dialogue import Step, talk_to_process
+from tests.guests.initrd import READY, make_initrd
+from tests.guests.test_linux import MEMORY_MIB, OLD_PC
+from tests.guests.test_qemu import QEMU
+from tests.machine.flat import FINISH, flat_vm
+from tests.machine.small_kernel import IDENTITY, small_kernel
+from tests.require import require, require_file
+from tools.fetch_guests import guest
+from vmm.backends.hw import HwOptions
+
+pytestmark = pytest.mark.bench
+
+TIMES, ROUNDS = 20_000, 3
+_LAPIC = f"mov dword ptr [{IDENTITY + 0xF80}],0xfee0001b; mov eax,cr3; mov cr3,eax; mov dword ptr [0x3e00f0],0x1ff"
+_INTERRUPT = "mov dword ptr [0x3e0300],0x40081; sti; nop; cli"  # to itself; its handler is EOI and IRET
+
+
+def loop_seconds(body: str) -> float:
+    """CPU seconds of one round of `body` in a guest's kernel."""
+    source = f"{_LAPIC}; mov edi,{TIMES}; l: {body}; dec edi; jnz l; {FINISH}; m: jmp m"
+    vm = flat_vm(small_kernel(source, handlers={0x81: "mov dword ptr [0x3e00b0],0; .byte 0xcf"}), options=HwOptions(mmu="nested"))
+    return cpu_seconds(lambda: vm.run(60)) / TIMES
+
+
+@pytest.mark.parametrize(("row", "body"), (("hw-cpuid", "xor eax,eax; cpuid"), ("hw-port", "in al,0x80"), ("hw-interrupt", _INTERRUPT)))
+def test_exit(row: str, body: str, keep: Keep) -> None:
+    """One round of each kind of exit; that of the interrupt has its request, delivery, EOI and return in it."""
+    pair = in_turns(lambda: loop_seconds(body) - loop_seconds("nop"), callback_seconds)
+    keep(row, pair.ratio, f"{pair.ours * 1e6:.1f} µs against {pair.theirs * 1e6:.2f} µs")
+
+
+@pytest.mark.parametrize("kernel", ("linux-pae", "linux"))
+def test_linux(kernel: str, keep: Keep, tmp_path: Path) -> None:
+    """Both systems run the same kernel file, RAM disk and command line, in turns."""
+    image = str(require_file(guest(kernel), "Linux (python -m tools.fetch_guests)"))
+    initrd = tmp_path / "initrd.cpio"
+    initrd.write_bytes(make_initrd(require_file(guest("busybox"), "BusyBox (python -m tools.fetch_guests)").read_bytes()))
+    common = ["-m", str(MEMORY_MIB), "-initrd", str(initrd), "-append", OLD_PC]
+    environment = compiled_environment(tmp_path)
+    ours = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *VMM, "run", image]
+    ours += [f"-{word}" if word in ("-initrd", "-append") else word for word in common]
+    theirs = [require(QEMU), "-kernel", image, *common, "-display", "none", "-serial", "stdio", "-no-reboot"]
+
+    def seconds(command: list[str]) -> float:
+        return talk_to_process(command, (Step(READY),), 120)[1].cpu[0]
+
+    seconds(ours)  # compiles the modules
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(ROUNDS)]
+    mine, qemu = (statistics.median(pair[side] for pair in pairs) for side in range(2))
+    keep(kernel, mine / qemu, f"{mine:.2f} s against {qemu:.2f} s")
