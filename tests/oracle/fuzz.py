@@ -10,8 +10,10 @@ import argparse
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from hashlib import sha1
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Final
 
@@ -39,12 +41,12 @@ def main() -> int:
     try:
         while running or not wanted.programs or done < wanted.programs:
             while len(running) < wanted.jobs and (not wanted.programs or done + len(running) * _BATCH < wanted.programs):
-                current = SAVED / f".running-{seed}"
+                current = Path(tempfile.gettempdir(), f"vmm-fuzz-{os.getpid()}-{seed}")
                 process = context.Process(target=_batch, args=(seed, str(current)))
                 process.start()
                 running[process] = seed, current
                 seed += 1
-            multiprocessing.connection.wait([process.sentinel for process in running])
+            wait([process.sentinel for process in running])
             for process in [process for process in running if process.exitcode is not None]:
                 number, current = running.pop(process)
                 done += _BATCH
@@ -71,7 +73,7 @@ def _batch(seed: int, current: str) -> None:
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(generated(timer=True), st.sampled_from(sorted(WAYS)))
+    @given(st.booleans().flatmap(lambda timer: generated(timer=timer)), st.sampled_from(sorted(WAYS)))
     def agree(program: Generated, way: str) -> None:
         Path(current).write_text(program.to_json())
         check(program, way)
@@ -86,6 +88,7 @@ def _batch(seed: int, current: str) -> None:
 
 def save(program: Generated) -> None:
     """Keeps a program as a test."""
+    SAVED.mkdir(exist_ok=True)
     text = program.to_json()
     path = SAVED / f"{sha1(text.encode()).hexdigest()[:10]}.json"
     path.write_text(text + "\n")
