@@ -221,6 +221,29 @@ def test_a_call_gate_into_the_kernel() -> None:
     assert log(vm, 10)[8:] == [0, 1]
 
 
+@pytest.mark.parametrize("transfer", (".byte 0x9a; .long 0; .short 0x0007", ".byte 0xea; .long 0; .short 7", "jmp_indirect", "call_indirect"))
+def test_call_gates_within_the_kernel(transfer: str) -> None:
+    """Far calls and jumps of the kernel through a gate in its LDT, direct and by memory: only a call leaves a return address."""
+    gate = _handler(5) & 0xFFFF | 0xE019 << 16 | (0xEC00 | _handler(5) & 0xFFFF0000) << 32
+    pointer = f"mov dword ptr [{LOG + 144}],0; mov dword ptr [{LOG + 148}],7; mov ebx,{LOG + 144}; "
+    code = {"jmp_indirect": pointer + ".byte 0xff,0x2b", "call_indirect": pointer + ".byte 0xff,0x1b"}.get(transfer, transfer)
+    remap = f"mov ecx,[{INFO}]; mov ecx,[ecx+68]; mov ecx,[ecx+{4 * page_of(DATA)}]; shl ecx,12; or ecx,0x61; {call(14, DATA, 'ecx', 0, 2)}"
+    table = f"{_store(LOG + 128, 13, DATA, 1)}; {call(26, LOG + 128, 1, 0, 0x7FF0)}"
+    vm = run({
+        CODE: f"{call(0, TABLE)}; {remap}; {table}; {code}; nop",
+        TABLE: traps(13),
+        DATA: struct.pack("<Q", gate),
+        _handler(5): f"mov [{LOG}],esp; mov eax,[esp]; mov [{LOG + 4}],eax; mov eax,[esp+4]; mov [{LOG + 8}],eax; {FINISH}",
+        _handler(13): f"{_SAVE_FRAME}; {FINISH}",
+    })  # fmt: skip
+    esp, eip, cs = log(vm, 3)
+    if "jmp" in transfer or "0xea" in transfer:
+        assert esp == STACK
+    else:
+        assert (esp, cs & 0xFFFF) == (STACK - 8, 0xE019)
+        assert domain_of(vm).mmu.read(eip, 1) == b"\x90"
+
+
 def test_events() -> None:
     """An event that the guest sends itself over an IPI channel: one upcall, masked in its handler, the pending bits set; block returns for it."""
     bind = f"{call(32, 7, LOG + 64)}"

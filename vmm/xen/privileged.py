@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FORCED_CPUID: Final = b"\x0f\x0bxen\x0f\xa2"
 _CPUID_BASE: Final = 0x40000000
 _CR0: Final = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.MP | Cr0.PE
-_CLI, _STI, _FAR_CALL, _GROUP_5 = 0xFA, 0xFB, 0x9A, 0xFF
+_CLI, _STI, _FAR_CALL, _FAR_JUMP, _GROUP_5 = 0xFA, 0xFB, 0x9A, 0xEA, 0xFF
 _CLTS, _INVD, _WBINVD, _READ_CR, _READ_DR, _WRITE_CR, _WRITE_DR, _WRMSR, _RDTSC, _RDMSR = (
     0x0F06, 0x0F08, 0x0F09, 0x0F20, 0x0F21, 0x0F22, 0x0F23, 0x0F30, 0x0F31, 0x0F32,
 )  # fmt: skip
@@ -116,7 +116,7 @@ def _forced_cpuid(domain: XenDomain) -> None:
 
 
 def _call_gate(domain: XenDomain, instruction: Instruction, error: int) -> None:
-    """A far call through a call gate: into the guest's kernel, or within it (SDM 2 "CALL")."""
+    """A far call through a call gate, into the guest's kernel or within it, or a far jump within it (SDM 2 "CALL", "JMP")."""
     selector = _far_selector(domain, instruction)
     gate = domain.descriptors.descriptor(selector) if selector else 0
     high, state, traps = gate >> 32, domain.machine.state, domain.traps
@@ -129,8 +129,11 @@ def _call_gate(domain: XenDomain, instruction: Instruction, error: int) -> None:
     descriptor = domain.descriptors.descriptor(target) >> 32
     if descriptor & (SEGMENT | PRESENT | CODE) != SEGMENT | PRESENT | CODE or dpl(descriptor) > level:
         raise GuestFault(Vector.GP, target & 0xFFFC)
-    frame = [instruction.next, state[Cpu.CS]]
+    jump = instruction.opcode == _FAR_JUMP or instruction.opcode == _GROUP_5 and instruction.modrm >> 3 & 7 == 5
+    frame = [] if jump else [instruction.next, state[Cpu.CS]]
     outer, inner = state[Cpu.ESP], max(dpl(descriptor), 1)
+    if jump and inner != level:
+        raise GuestFault(Vector.GP, target & 0xFFFC)
     esp = outer
     if inner < level:
         count = high & 31
@@ -148,10 +151,10 @@ def _call_gate(domain: XenDomain, instruction: Instruction, error: int) -> None:
 
 
 def _far_selector(domain: XenDomain, instruction: Instruction) -> int:
-    """The selector of a far call, 0 for another instruction."""
-    if instruction.opcode == _FAR_CALL:
+    """The selector of a far call or jump, 0 for another instruction."""
+    if instruction.opcode in (_FAR_CALL, _FAR_JUMP):
         return int.from_bytes(instruction.raw[-2:], "little")
-    if instruction.opcode == _GROUP_5 and instruction.modrm >> 3 & 7 == 3:
+    if instruction.opcode == _GROUP_5 and instruction.modrm >> 3 & 7 in (3, 5):
         linear = domain.vm.operands.address(instruction)
         return int.from_bytes(domain.mmu.read(linear + 4 & 0xFFFFFFFF, 2), "little")
     return 0
