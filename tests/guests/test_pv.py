@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
 from guest_kernels import Guest, kernels, missing_line
 from tests.guests.test_bt import empty_disk
+from tools.cli import status
 from tools.session import status_of
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
@@ -43,8 +45,8 @@ def test_passes(guest: Guest, strict: bool, tmp_path: Path) -> None:
     """Status and console lines are those of guests.toml, in every run of the guest; nothing was refused but attacks, nor stored into page tables."""
     disk = empty_disk(guest, tmp_path)
     for expected in guest.runs():
-        status, console, vm = run(guest, PvOptions(strict=strict), disk)
-        assert (status, missing_line(console, expected)) == (guest.status, None), console
+        ended, console, vm = run(guest, PvOptions(strict=strict), disk)
+        assert (ended, missing_line(console, expected)) == (guest.status, None), console
         if guest is not ATTACK:
             assert not vm.stats.refused
             assert not vm.stats.architectural["page-table store"]
@@ -88,3 +90,18 @@ def test_an_attack_does_not_reach_another_vm() -> None:
     assert missing_line(attacker.console.text, ATTACK.console) is None, attacker.console.text
     assert attacker.stats.refused.total() > 60
     assert frames(victim) == before
+
+
+def test_the_command_counts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`vmm run` chooses pv by itself; --stats and --json show hypercalls by name, what was refused, validations and events."""
+    record = tmp_path / "run.json"
+    assert status(["run", "pv_attack", "--stats", "--json", str(record)]) == 0
+    shown = capfd.readouterr().err
+    for text in ("hypercalls by name", "mmu_update", "hypercalls refused", "a wild address", "page-table entries validated", "events sent, raised"):
+        assert text in shown
+    values = json.loads(record.read_text())
+    assert (values["backend"], values["ring"]) == ("pv", 1)
+    assert values["hypercalls"]["mmu_update"] > 10
+    assert values["refused"]["a wild address"] > 40
+    assert values["fills"] > 0
+    assert values["events"]["sent"] > 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.machine.pv import BASE, CODE, HYPERCALLS, elf, kernel, note, notes
+from tests.xen_kernel import BASE, CODE, HYPERCALLS, elf, kernel, note, notes
 from vmm.boot.xen import load_domain
 from vmm.boot.xen_notes import XenNotes, has_xen_notes, read_xen_notes
 from vmm.errors import InputError
