@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bt.cache import TranslationCache
-from bt.decode import Instruction, decode
+from bt.decode import decode
 from bt.discover import LONGEST
 from bt.sensitive import row_of
+from vmm.backends.live import instruction_at, int_size, load_tables
 from vmm.backends.native.counter import Counter
 from vmm.backends.native.ports import PortFault
 from vmm.backends.native.tables import NativeDescriptors, NativeMmu
@@ -114,7 +115,7 @@ class Native:
             try:
                 (self.counter or self.machine).run()
             except NoCode:
-                self._look()
+                load_tables(self.vm)
                 eip = self.vcpu.cs.base + self.vcpu.eip & 0xFFFFFFFF
                 vm.stop(Stop(End.DIED, f"the guest executes at {eip:#x}, where there is no memory"))
 
@@ -124,7 +125,7 @@ class Native:
 
     def synchronize(self) -> None:
         """The vCPU is the CPU: only the walk of its tables is to be told which they are."""
-        self._look()
+        load_tables(self.vm)
 
     def interrupts_changed(self, pending: bool) -> None:
         """The interrupt controllers' output is the CPU's INTR pin."""
@@ -151,11 +152,6 @@ class Native:
 
     # -- what the CPU reports ----------------------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Whatever the VMM walks from now on, it walks by the tables that are in use now."""
-        state = self.state
-        self.paging.load(state[Cpu.CR0], state[Cpu.CR3], state[Cpu.CR4], self.vcpu.efer, reload_pdptes=True)
-
     def _on_interrupt(self, vector: int) -> None:
         """Every exception, INT and intercept of the CPU."""
         state, machine, stats = self.state, self.machine, self.stats
@@ -165,28 +161,18 @@ class Native:
         if self.port_fault.pending:
             self._end_port_access()
             return
-        self._look()
+        load_tables(self.vm)
         if vector >= VMM_EXIT:
             self._intercepted(vector - VMM_EXIT)
         elif software:
             stats.engine["int"] += 1
             behind = state[Cpu.EIP]
-            state[Cpu.EIP] = behind - self._int_size(vector, behind) & 0xFFFFFFFF
+            state[Cpu.EIP] = behind - int_size(self.vm, vector, behind) & 0xFFFFFFFF
             self._exit(SoftwareInterrupt(vector, behind))
         else:
             stats.engine[f"exception {vector}"] += 1
             error = state[machine.error_code]
             self._exit(PageFault(state[Cpu.CR2], error) if vector == Vector.PF else Raised(vector, error))
-
-    def _int_size(self, vector: int, behind: int) -> int:
-        """Bytes of the INT that ends at `behind`: INT3 and INTO have forms of one byte."""
-        if vector not in (Vector.BP, Vector.OF):
-            return 2
-        try:
-            raw = self.vm.linear.read(self.vcpu.cs.base + behind - 2 & 0xFFFFFFFF, 2)
-        except GuestPageFault:
-            return 1
-        return 2 if raw[0] == 0xCD and raw[1] == vector else 1
 
     def _intercepted(self, code: int) -> None:
         if code == ExitCode.INTR:
@@ -206,7 +192,7 @@ class Native:
     def _emulate(self, code: int) -> None:
         """The instruction at EIP, which the CPU does not do by itself."""
         self.stats.engine[_NAMES.get(code, "debug register" if code >= ExitCode.DR_READ else "control register")] += 1
-        instruction = self._instruction()
+        instruction = instruction_at(self.vm)
         row = None if instruction is None else row_of(instruction.opcode, instruction.modrm)
         if instruction is None:
             return  # its page has gone: the CPU finds that out as it runs it again
@@ -232,22 +218,6 @@ class Native:
         for register, value in zip((0, 3, 1, 2), values, strict=True):
             self.vcpu.set_register(register, value)
 
-    def _instruction(self) -> Instruction | None:
-        """The instruction at EIP."""
-        vcpu = self.vcpu
-        linear, user = vcpu.cs.base + vcpu.eip & 0xFFFFFFFF, vcpu.cpl == 3
-        room = min(LONGEST, 0x1000 - (linear & 0xFFF))
-        try:
-            raw = self.vm.linear.read(linear, room, user, fetch=True)
-            if room < LONGEST:
-                try:
-                    raw += self.vm.linear.read(linear + room & 0xFFFFFFFF, LONGEST - room, user, fetch=True)
-                except GuestPageFault:
-                    pass  # it ends before that page, or the next look finds nothing
-        except GuestPageFault:
-            return None
-        return next(decode(raw, vcpu.eip, vcpu.cs.wide), None)
-
     def _exit(self, exit_: Exit) -> None:
         """Lets the monitor handle an exit, and has the CPU stop when the guest is not to go on now."""
         vm = self.vm
@@ -269,9 +239,9 @@ class Native:
         if self.port_fault.pending:
             self._end_port_access()
             return
-        self._look()
+        load_tables(self.vm)
         self.stats.engine["exception 6"] += 1
-        instruction = self._instruction()
+        instruction = instruction_at(self.vm)
         if instruction is not None and instruction.opcode == _ICEBP and (row := row_of(_ICEBP, 0)) is not None:
             self._exit(Sensitive(instruction, row))
         else:
@@ -280,8 +250,8 @@ class Native:
     def _on_fast_call(self) -> int:
         """SYSENTER, and SYSCALL, which CPUID does not offer. Returns the instruction's size."""
         self._done = False
-        self._look()
-        instruction = self._instruction()
+        load_tables(self.vm)
+        instruction = instruction_at(self.vm)
         if instruction is None:
             return 0
         row = row_of(instruction.opcode, instruction.modrm)
@@ -296,7 +266,7 @@ class Native:
     def _on_port(self, port: int, size: int, value: int | None) -> int:
         self.stats.engine["port"] += 1
         if self.vcpu.cpl == 3 or self.vcpu.cpl > self.vcpu.iopl:
-            self._look()
+            load_tables(self.vm)
             aborting = self.port_fault.pending
             if not self.port_fault.allowed(self.vm, port, size):
                 if not aborting:
@@ -308,7 +278,7 @@ class Native:
         exit_ = self.port_fault.end()
         if self.counter is not None:
             self.counter.go_back(self._retired_before_port)
-        self._look()
+        load_tables(self.vm)
         self.stats.engine["exception 13"] += 1
         self._exit(exit_)
 
@@ -349,7 +319,7 @@ class Native:
             return bool(error & Fault.I)
         if not (gva ^ linear) >> 12:
             return True
-        self._look()
+        load_tables(self.vm)
         try:
             raw = self.vm.linear.read(linear, 0x1000 - (linear & 0xFFF), vcpu.cpl == 3, fetch=True)
         except GuestPageFault:

@@ -1,0 +1,33 @@
+"""The back-end that `auto` chooses for what a kernel's file says of itself."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from tests.unit.boot.images import elf_file, multiboot_header
+from tests.unit.boot.test_linux import KERNEL, bzimage
+from tools.technique import Technique, options_of
+from vmm.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("image", "backend"),
+    ((bzimage(gzip.compress(KERNEL)), "hw"), (elf_file(header=multiboot_header()), "bt"), (b"no kernel at all", "bt")),
+    ids=("bzImage", "multiboot", "unknown"),
+)
+def test_auto(tmp_path: Path, image: bytes, backend: str) -> None:
+    """A Linux image is run by hw, a multiboot kernel by bt, and what is no kernel is left to the loader to refuse."""
+    file = tmp_path / "kernel"
+    file.write_bytes(image)
+    assert options_of(Technique(kernel=str(file))).backend == backend
+
+
+def test_words_of_another_technique(tmp_path: Path) -> None:
+    """What was chosen by itself refuses what it cannot use, by name."""
+    file = tmp_path / "kernel"
+    file.write_bytes(bzimage(gzip.compress(KERNEL)))
+    with pytest.raises(InputError, match=r"^--ring 1: --backend hw has no such choice"):
+        options_of(Technique(kernel=str(file), ring="1"))
