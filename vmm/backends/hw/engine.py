@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bt.cache import TranslationCache
-from bt.decode import Instruction
 from bt.sensitive import classify
 from vmm.backends.hw.controls import new_vmcs, set_start
+from vmm.backends.hw.instructions import NAMES, Instructions
 from vmm.backends.hw.options import HwOptions
 from vmm.backends.hw.shadow import ShadowPaging
 from vmm.backends.hw.svm import EXIT, NESTED_FAULT, Svm
@@ -22,8 +22,7 @@ from vmm.backends.native.ports import PortFault
 from vmm.backends.native.tables import NativeDescriptors
 from vmm.backends.native.vcpu import NativeVcpu
 from vmm.cpu_state import GENERAL, Cpu
-from vmm.cpuid import OFFERED, SYSENTER_CS
-from vmm.emulate import ROUTINES
+from vmm.cpuid import OFFERED
 from vmm.events import Events
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestFault, GuestPageFault
@@ -40,11 +39,10 @@ if TYPE_CHECKING:
     from vmm.start import Start
     from vmm.vm import Vm
 
-_NAMES = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
 _CR3_LOAD, _PAGE_FAULT = EXIT + 0x13, EXIT + 0x4E
 _IO = int(Reason.IO)
 _POLLS = 64  # reads of device memory in a row, before a page that may be lent is
-_WRMSR, _RDTSC, _RDTSCP, _ICEBP = 0x0F30, 0x0F31, 0x0F01, 0xF1
+_ICEBP = 0xF1
 
 
 class Hardware:
@@ -68,9 +66,9 @@ class Hardware:
         self.port_fault = PortFault(vm.machine, self.shadow.empty_root) if self.shadow else PortFault(vm.machine)
         self._waited = False  # whether the interrupt that is pending found the guest's IF clear
         self._ports = {number: f"port {number:#x}" for name, number in options.exit_on if name == "io"}
-        self._msrs = {number: f"msr {number:#x}" for name, number in options.exit_on if name == "msr"}
-        self._wanted = {name for name, _ in options.exit_on}
+        self.wanted = {name for name, _ in options.exit_on}
         self.coherence = Coherence(vm.machine, self.memory, self.nested, self.paging, self.synchronize)
+        self.instructions = Instructions(self)
         self._device_reads = 0
         self._failed = False  # while an interrupt is delivered here that the CPU could not deliver
         if self.shadow is None:
@@ -155,7 +153,7 @@ class Hardware:
         pae = bool(self.vcpu.cr0 & Cr0.PG and self.vcpu.cr4 & Cr4.PAE)
         self.svm.change_controls(self.vmcs, checks_cr3=pae and not self.vcpu.efer & Efer.LMA)
 
-    def _uses_nx(self) -> None:
+    def uses_nx(self) -> None:
         """The guest's data are not executable, so its stores are fast under nested paging, which takes fewer exits."""
         if self.shadow is None:
             self.coherence.start()
@@ -164,7 +162,7 @@ class Hardware:
 
     def _leave_shadow(self, shadow: ShadowPaging) -> None:
         """Nested paging from now on."""
-        shadow.end(self.vmcs, self._wanted)
+        shadow.end(self.vmcs, self.wanted)
         self._use_nested()
         if self.vcpu.efer & Efer.NXE:
             self.coherence.start()
@@ -239,11 +237,11 @@ class Hardware:
                 self.stats.engine["int"] += 1
                 behind = state[Cpu.EIP]
                 state[Cpu.EIP] = behind - int_size(self.vm, vector, behind) & 0xFFFFFFFF
-                self._exit(SoftwareInterrupt(vector, behind))
+                self.exit(SoftwareInterrupt(vector, behind))
             else:
                 self.stats.engine[f"exception {vector}"] += 1
                 error = state[machine.error_code]
-                self._exit(PageFault(state[Cpu.CR2], error) if vector == Vector.PF else Raised(vector, error))
+                self.exit(PageFault(state[Cpu.CR2], error) if vector == Vector.PF else Raised(vector, error))
 
     def _shadow_fault(self, shadow: ShadowPaging, error: int) -> None:
         gva = self.svm.fault_address & 0xFFFFFFFF
@@ -255,7 +253,7 @@ class Hardware:
                 self._deliver(injected)
                 return
             self.stats.architectural["exception"] += 1
-            self._exit(PageFault(fault.gva, fault.code))
+            self.exit(PageFault(fault.gva, fault.code))
         except Stopped as stopped:
             self.vm.stop(stopped.stop)
 
@@ -266,9 +264,9 @@ class Hardware:
         try:
             vm.events.interrupt(vector, self.vcpu.eip, software=False)
         except GuestPageFault as fault:
-            self._exit(PageFault(fault.gva, fault.code))
+            self.exit(PageFault(fault.gva, fault.code))
         except GuestFault as fault:
-            self._exit(Raised(fault.vector, fault.error))
+            self.exit(Raised(fault.vector, fault.error))
         except Stopped as stopped:
             vm.stop(stopped.stop)
         finally:
@@ -277,7 +275,7 @@ class Hardware:
     def _loads_cr3(self) -> bool:
         """The common load of CR3 under PAE, which only has to be checked: 8 us here, 40 by way of the emulator. False: not that."""
         vcpu, state = self.vcpu, self.state
-        if "cr3" in self._wanted or vcpu.cpl:
+        if "cr3" in self.wanted or vcpu.cpl:
             return False
         self.synchronize()
         linear = state[Cpu.CS + Cpu.BASE] + state[Cpu.EIP] & 0xFFFFFFFF
@@ -296,27 +294,27 @@ class Hardware:
         self.machine.set_cr3(value)
         state[Cpu.EIP] = state[Cpu.EIP] + 3 & 0xFFFFFFFF
         vcpu.inhibited = False
-        self.stats.engine[_NAMES[Reason.CONTROL_REGISTER]] += 1
+        self.stats.engine[NAMES[Reason.CONTROL_REGISTER]] += 1
         return True
 
     def _nested_fault(self, error: int) -> None:
         gpa = self.svm.fault_address
-        self._report(Reason.EPT_VIOLATION, error & 2 or 1 << 2 * bool(error & Fault.I))
+        self.report(Reason.EPT_VIOLATION, error & 2 or 1 << 2 * bool(error & Fault.I))
         self.vmcs[Field.GUEST_PHYSICAL_ADDRESS] = gpa
         self.nested.fault(gpa, bool(error & Fault.W))
 
-    def _report(self, reason: Reason, qualification: int = 0, name: str | None = None) -> None:
+    def report(self, reason: Reason, qualification: int = 0, name: str | None = None) -> None:
         """Counts an exit, as `name` when it was asked for by that, and leaves its description in the VMCS."""
-        self.stats.architectural[name or _NAMES[reason]] += 1
+        self.stats.architectural[name or NAMES[reason]] += 1
         self.vmcs.exited(reason, qualification)
 
     def _exited(self, code: int) -> None:
         reason = self.svm.reason(code)
         if reason is Reason.EXTERNAL_INTERRUPT:
             if self.vm.board.interrupts.asserted:
-                self._report(Reason.INTERRUPT_WINDOW if self._waited else reason)
+                self.report(Reason.INTERRUPT_WINDOW if self._waited else reason)
                 self._waited = False
-                self._exit(External())
+                self.exit(External())
             return
         if reason is Reason.EXCEPTION:
             self._exception(code - 0x40)
@@ -327,72 +325,18 @@ class Hardware:
         instruction = instruction_at(self.vm)
         if instruction is None:
             return  # its page has gone: the CPU finds that out as it runs it again
-        self._instruction_exit(code, reason, instruction)
+        self.instructions.handle(code, reason, instruction)
 
     def _exception(self, vector: int) -> None:
         """An exception that the exception bitmap asks for; it goes on to the guest."""
         error = self.state[self.machine.error_code]
         address = self.svm.fault_address if vector == Vector.PF else 0
-        self._report(Reason.EXCEPTION, address)
+        self.report(Reason.EXCEPTION, address)
         self.vmcs[Field.EXIT_INTERRUPTION_INFO] = 1 << 31 | 3 << 8 | vector
         self.vmcs[Field.EXIT_INTERRUPTION_ERROR_CODE] = error
-        self._exit(PageFault(address, error) if vector == Vector.PF else Raised(vector, error))
+        self.exit(PageFault(address, error) if vector == Vector.PF else Raised(vector, error))
 
-    def _instruction_exit(self, code: int, reason: Reason, instruction: Instruction) -> None:
-        """An instruction that exits: emulated by the routine that every back-end uses."""
-        row = classify(instruction.opcode, instruction.modrm)
-        if not self._asked_for(reason, code):
-            self.stats.engine[_NAMES[reason]] += 1
-        else:
-            wrmsr = reason is Reason.RDMSR and instruction.opcode == _WRMSR
-            name = self._msrs.get(self.vcpu.register(1)) if reason is Reason.RDMSR else None
-            self._report(Reason.WRMSR if wrmsr else reason, self._qualification(reason, code, instruction), name)
-        if reason is Reason.CPUID:
-            self._cpuid()
-        elif reason is Reason.RDTSC and instruction.opcode == _RDTSC:
-            now = self.vm.clock.now()
-            self.vcpu.set_register(0, now & 0xFFFFFFFF)
-            self.vcpu.set_register(2, now >> 32 & 0xFFFFFFFF)
-        elif row is not None and row.name in ROUTINES:
-            self._exit(Sensitive(instruction, row))
-            if reason is Reason.RDMSR:
-                self.machine.write_msr(SYSENTER_CS, self.vcpu.msrs[SYSENTER_CS])  # SYSEXIT is the CPU's own
-                if self.vcpu.efer & Efer.NXE:
-                    self._uses_nx()
-            return
-        elif reason not in (Reason.WBINVD, Reason.INVD, Reason.PAUSE):  # those have no effect; the others CPUID does not offer
-            self._exit(Raised(Vector.UD))
-            return
-        self.vcpu.inhibited = False
-        self.vcpu.eip = instruction.next
-
-    def _asked_for(self, reason: Reason, code: int) -> bool:
-        """Whether the VMCS asks for this exit, or it is only this CPU that needs help with the instruction."""
-        match reason:
-            case Reason.CONTROL_REGISTER:
-                return self.shadow is not None or f"cr{code & 0xF}" in self._wanted
-            case Reason.MOV_DR:
-                return "dr" in self._wanted
-            case Reason.LDTR_TR:
-                return "descriptor" in self._wanted
-            case _:
-                return True
-
-    def _qualification(self, reason: Reason, code: int, instruction: Instruction) -> int:
-        """The exit qualification (SDM 3C 28.2.1) of what has one here."""
-        if reason is Reason.CONTROL_REGISTER:
-            if instruction.opcode == 0x0F06:
-                return 2 << 4
-            if instruction.opcode == 0x0F01:
-                return 3 << 4 | (self.vcpu.register(instruction.modrm & 7) & 0xFFFF) << 16
-            return code & 0xF | (code < 0x10) << 4 | (instruction.modrm & 7) << 8
-        if reason is Reason.MOV_DR:
-            return code & 7 | (code < 0x30) << 4 | (instruction.modrm & 7) << 8
-        if reason is Reason.INVLPG:
-            return self.vm.operands.address(instruction)
-        return 0
-
-    def _exit(self, exit_: Exit) -> None:
+    def exit(self, exit_: Exit) -> None:
         """Lets the monitor handle an exit, and has the CPU stop when the guest is not to go on now."""
         vm = self.vm
         vm.stats.last.append((type(exit_).__name__, vm.vcpu.eip))
@@ -404,11 +348,6 @@ class Hardware:
                 self.machine.stop()
             case Stop():
                 vm.stop(outcome)
-
-    def _cpuid(self) -> None:
-        vcpu = self.vcpu
-        for register, value in zip((0, 3, 1, 2), self.vm.cpuid(vcpu.register(0), vcpu.register(1)), strict=True):
-            vcpu.set_register(register, value)
 
     def _on_invalid(self) -> None:
         """An undefined instruction: this CPU reports it apart, and ICEBP with it."""
@@ -426,9 +365,9 @@ class Hardware:
         self.stats.engine["exception 6"] += 1
         instruction = instruction_at(self.vm)
         if instruction is not None and instruction.opcode == _ICEBP and (row := classify(_ICEBP, 0)) is not None:
-            self._exit(Sensitive(instruction, row))
+            self.exit(Sensitive(instruction, row))
         else:
-            self._exit(Raised(Vector.UD))
+            self.exit(Raised(Vector.UD))
 
     def _on_fast_call(self) -> int:
         """SYSENTER, and SYSCALL, which CPUID does not offer. Returns the instruction's size."""
@@ -439,10 +378,10 @@ class Hardware:
         row = classify(instruction.opcode, instruction.modrm)
         if row is not None and row.name == "sysenter" and self.vcpu.cr0 & Cr0.PE:
             self.stats.engine["sysenter"] += 1
-            self._exit(Sensitive(instruction, row))
+            self.exit(Sensitive(instruction, row))
         else:
             self.stats.engine["exception 6"] += 1
-            self._exit(Raised(Vector.UD))
+            self.exit(Raised(Vector.UD))
         return len(instruction.raw)
 
     def _on_port(self, port: int, size: int, value: int | None) -> int:
@@ -458,7 +397,7 @@ class Hardware:
         exit_ = self.port_fault.end()
         self.synchronize()
         self.stats.engine["exception 13"] += 1
-        self._exit(exit_)
+        self.exit(exit_)
 
     def _on_memory(self, gpa: int, size: int, value: int | None) -> int:
         if self.port_fault.pending:

@@ -1,0 +1,90 @@
+"""Exits of instructions in guest mode: which were asked for, how the VMCS describes them, and who emulates them.
+
+Knows the engine that it belongs to, and the routines that every back-end uses. Decides nothing about what an exit means.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from bt.decode import Instruction
+from bt.sensitive import classify
+from vmm.backends.hw.vmcs import Reason
+from vmm.cpuid import SYSENTER_CS
+from vmm.emulate import ROUTINES
+from vmm.exits import Raised, Sensitive
+from vmm.x86.bits import Efer, Vector
+
+if TYPE_CHECKING:
+    from vmm.backends.hw.engine import Hardware
+
+NAMES: Final = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
+"""What statistics call each exit reason."""
+_WRMSR, _RDTSC = 0x0F30, 0x0F31
+
+
+class Instructions:
+    """Handles the instructions that exit for one engine."""
+
+    def __init__(self, engine: Hardware) -> None:
+        self.engine, self.vm, self.vcpu = engine, engine.vm, engine.vcpu
+        self._msrs = {number: f"msr {number:#x}" for name, number in engine.options.exit_on if name == "msr"}
+
+    def handle(self, code: int, reason: Reason, instruction: Instruction) -> None:
+        """An instruction that exits: emulated by the routine that every back-end uses."""
+        row = classify(instruction.opcode, instruction.modrm)
+        if not self._asked_for(reason, code):
+            self.vm.stats.engine[NAMES[reason]] += 1
+        else:
+            wrmsr = reason is Reason.RDMSR and instruction.opcode == _WRMSR
+            name = self._msrs.get(self.vcpu.register(1)) if reason is Reason.RDMSR else None
+            self.engine.report(Reason.WRMSR if wrmsr else reason, self._qualification(reason, code, instruction), name)
+        if reason is Reason.CPUID:
+            self._cpuid()
+        elif reason is Reason.RDTSC and instruction.opcode == _RDTSC:
+            now = self.vm.clock.now()
+            self.vcpu.set_register(0, now & 0xFFFFFFFF)
+            self.vcpu.set_register(2, now >> 32 & 0xFFFFFFFF)
+        elif row is not None and row.name in ROUTINES:
+            self.engine.exit(Sensitive(instruction, row))
+            if reason is Reason.RDMSR:
+                self.vm.machine.write_msr(SYSENTER_CS, self.vcpu.msrs[SYSENTER_CS])  # SYSEXIT is the CPU's own
+                if self.vcpu.efer & Efer.NXE:
+                    self.engine.uses_nx()
+            return
+        elif reason not in (Reason.WBINVD, Reason.INVD, Reason.PAUSE):  # those have no effect; the others CPUID does not offer
+            self.engine.exit(Raised(Vector.UD))
+            return
+        self.vcpu.inhibited = False
+        self.vcpu.eip = instruction.next
+
+    def _asked_for(self, reason: Reason, code: int) -> bool:
+        """Whether the VMCS asks for this exit, or it is only this CPU that needs help with the instruction."""
+        match reason:
+            case Reason.CONTROL_REGISTER:
+                return self.engine.shadow is not None or f"cr{code & 0xF}" in self.engine.wanted
+            case Reason.MOV_DR:
+                return "dr" in self.engine.wanted
+            case Reason.LDTR_TR:
+                return "descriptor" in self.engine.wanted
+            case _:
+                return True
+
+    def _qualification(self, reason: Reason, code: int, instruction: Instruction) -> int:
+        """The exit qualification (SDM 3C 28.2.1) of what has one here."""
+        if reason is Reason.CONTROL_REGISTER:
+            if instruction.opcode == 0x0F06:
+                return 2 << 4
+            if instruction.opcode == 0x0F01:
+                return 3 << 4 | (self.vcpu.register(instruction.modrm & 7) & 0xFFFF) << 16
+            return code & 0xF | (code < 0x10) << 4 | (instruction.modrm & 7) << 8
+        if reason is Reason.MOV_DR:
+            return code & 7 | (code < 0x30) << 4 | (instruction.modrm & 7) << 8
+        if reason is Reason.INVLPG:
+            return self.vm.operands.address(instruction)
+        return 0
+
+    def _cpuid(self) -> None:
+        vcpu = self.vcpu
+        for register, value in zip((0, 3, 1, 2), self.vm.cpuid(vcpu.register(0), vcpu.register(1)), strict=True):
+            vcpu.set_register(register, value)
