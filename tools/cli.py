@@ -49,6 +49,9 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the same as JSON (docs/JSON.md).")] = None,
     cache_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Room for translated code, such as 256K; default 16M.")] = None,
+    table_stores: Annotated[
+        str | None, typer.Option(metavar="all|lowest", help="Under pv: page tables into which stores are emulated; Xen: the lowest.")
+    ] = None,
     exit_on: Annotated[
         str | None, typer.Option(metavar="WHAT,...", help="Exits beside the least that hw needs: cr3, invlpg, io:0x60, msr:0x1b, exception:14 ...")
     ] = None,
@@ -80,7 +83,16 @@ def run(
         disks=options.disks(disk or ()),
         options=options_of(
             Technique(
-                kernel=kernel, backend=backend, mmu=mmu, ring=ring, stubs=stubs, user=user, cache_size=cache_size, exit_on=exit_on, break_=mistakes
+                kernel=kernel,
+                backend=backend,
+                mmu=mmu,
+                ring=ring,
+                stubs=stubs,
+                user=user,
+                cache_size=cache_size,
+                exit_on=exit_on,
+                break_=mistakes,
+                table_stores=table_stores,
             )
         ),
         timeout=None if timeout is None else options.seconds(timeout),

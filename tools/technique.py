@@ -29,6 +29,7 @@ class Technique:
     cache_size: str | None = None
     exit_on: str | None = None
     break_: str | None = None
+    table_stores: str | None = None
 
 
 def options_of(technique: Technique) -> Options:
@@ -106,7 +107,7 @@ def _step(technique: Technique) -> Options:
 
 def _only(technique: Technique, *concerned: str) -> None:
     """Refuses words that the back-end can do nothing with."""
-    for name in ("mmu", "ring", "stubs", "user", "cache_size", "exit_on", "break_"):
+    for name in ("mmu", "ring", "stubs", "user", "cache_size", "exit_on", "break_", "table_stores"):
         value = getattr(technique, name)
         if value is not None and name not in concerned:
             raise InputError(f"--{name.rstrip('_').replace('_', '-')} {value}: --backend {technique.backend} has no such choice")
@@ -115,10 +116,10 @@ def _only(technique: Technique, *concerned: str) -> None:
 def _pv(technique: Technique) -> Options:
     from vmm.backends.pv.options import PvOptions
 
-    _only(technique, "mmu", "ring")
+    _only(technique, "mmu", "ring", "table_stores")
     options.choice("--mmu", technique.mmu or "direct", ("direct",))
     options.choice("--ring", technique.ring or "1", ("1",))
-    return PvOptions()
+    return PvOptions(strict=options.choice("--table-stores", technique.table_stores or "all", ("all", "lowest")) == "lowest")
 
 
 _MAKERS: dict[str, Callable[[Technique], Options]] = {"bt": _bt, "native": _native, "hw": _hw, "pv": _pv, "trap": _trap, "step": _step}

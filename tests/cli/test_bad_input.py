@@ -56,6 +56,8 @@ CASES = [
     ("run hello --disk odd", "odd: ", "512"),
     ("run hello --disk disk --disk disk", "disk: ", "locked"),
     ("run hello --disk a --disk b --disk c --disk d --disk e", "--disk e: ", "4 drives"),
+    ("run hello-pv --table-stores some", "--table-stores some: ", "must be all or lowest"),
+    ("run hello --table-stores all", "--table-stores all: ", "no such choice"),
     ("run hello-pv --backend bt", "hello-pv.elf: ", "which --backend pv runs"),
     ("run hello --backend pv", "hello.elf: ", "neither Xen notes nor"),
     ("run elf64 --backend pv", "elf64: ", "64-bit"),
