@@ -22,6 +22,7 @@ from tests.machine.test_native import (  # noqa: F401
     test_code_written_by_the_delivery_of_an_interrupt,
     test_code_written_through_an_alias_without_the_right_to_execute,
     test_memory_that_is_not_there_is_open_bus,
+    test_no_interrupt_comes_behind_the_end,
     test_pages_that_are_used_for_one_program_after_the_other,
     test_port_access_by_the_permission_map,
     test_port_access_without_permission,
@@ -137,6 +138,15 @@ def test_an_interrupt_that_the_cpu_cannot_deliver() -> None:
     assert error == 0x81 << 3 | 3
     assert vm.linear.read(eip, 2) == b"\xeb\xfe"
     assert vm.stats.injected[0x81] == vm.stats.injected[13] == 1
+
+
+def test_an_interrupt_that_kills_the_guest(mmu: str) -> None:
+    """No gate for it, nor for what comes of that: a triple fault ends the run, though the interrupt controllers still ask and IF is set."""
+    map_lapic = f"mov dword ptr [{IDENTITY + 0xF80}],0xfee0001b; mov eax,cr3; mov cr3,eax"
+    body = f"{map_lapic}; mov dword ptr [0x3e0300],0x40081; mov dword ptr [0x3e0300],0x40091; sti; m: jmp m"
+    vm = flat_vm(small_kernel(body), options=HwOptions(mmu=mmu))
+    stop = vm.run(10)
+    assert (stop.why, stop.reason.split(":")[0]) == (End.DIED, "triple fault")
 
 
 _SYSTEM_CALL = "push ecx; push edx; push ebp; mov ebp,esp; sysenter; int 0x80"

@@ -311,10 +311,12 @@ class Hardware:
     def _exited(self, code: int) -> None:
         reason = self.svm.reason(code)
         if reason is Reason.EXTERNAL_INTERRUPT:
-            if self.vm.board.interrupts.asserted:
-                self.report(Reason.INTERRUPT_WINDOW if self._waited else reason)
-                self._waited = False
-                self.exit(External())
+            if self.vm.stopped is not None or not self.vm.board.interrupts.asserted:
+                self.machine.set_interrupt_pin(False)  # while it is high the CPU exits again before it sees that it is to stop
+                return
+            self.report(Reason.INTERRUPT_WINDOW if self._waited else reason)
+            self._waited = False
+            self.exit(External())
             return
         if reason is Reason.EXCEPTION:
             self._exception(code - 0x40)
