@@ -15,7 +15,7 @@ from bt.block import Translation
 from bt.census import census
 from tools.screen import plain
 from tools.session import Ended
-from vmm.backtrace import backtrace
+from vmm.call_stack import backtrace
 from vmm.cpu_state import Cpu
 from vmm.errors import InputError
 from vmm.exits import Stop

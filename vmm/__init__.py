@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.backends.bt import BtOptions
-    from vmm.backtrace import backtrace
     from vmm.bus import Device
+    from vmm.call_stack import backtrace
     from vmm.console import Console, Recorder
     from vmm.devices.disk import Disk
     from vmm.errors import InputError
     from vmm.exits import End, Exit, Stop
     from vmm.machine import Machine
-    from vmm.observe import observe
+    from vmm.observation import observe
     from vmm.vcpu import Vcpu
     from vmm.vm import Vm, machine_for
 
@@ -53,9 +53,9 @@ _HOMES = {
     "Stop": "vmm.exits",
     "Vcpu": "vmm.vcpu",
     "Vm": "vmm.vm",
-    "backtrace": "vmm.backtrace",
+    "backtrace": "vmm.call_stack",
     "machine_for": "vmm.vm",
-    "observe": "vmm.observe",
+    "observe": "vmm.observation",
 }
 
 

@@ -30,7 +30,7 @@ from tests.machine.pv import (
     traps,
 )
 from vmm.exits import End
-from vmm.observe import observe
+from vmm.observation import observe
 
 _SAVE_FRAME = "; ".join(f"mov eax,[esp+{4 * n}]; mov [{LOG + 4 * n}],eax" for n in range(6))
 _SYSTEM_CALL, _END = 0x30, 0x31  # vectors of these guests

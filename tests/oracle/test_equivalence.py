@@ -50,9 +50,9 @@ def test_generated_programs_agree() -> None:
     assert not missed
     assert not VECTORS - coverage.vectors.keys(), coverage.vectors
     assert not LEVELS - coverage.levels, coverage.levels
-    compared, found = disagreements_with_qemu(require(QEMU), programs[:: len(programs) // (EXAMPLES // 4)])
+    compared, found = disagreements_with_qemu(require(QEMU), programs[::2], len(programs) // 8)
     assert not found, "\n".join(found)
-    assert compared >= EXAMPLES // 10
+    assert compared >= len(programs) // 10, compared
 
 
 @pytest.mark.parametrize("path", sorted(SAVED.glob("*.json")), ids=lambda path: path.stem)
