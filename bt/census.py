@@ -43,13 +43,13 @@ class Census:
 
     @property
     def identity_share(self) -> float:
-        """The part of the instructions that are the guest's own, 0 to 1."""
-        return self.identity / self.instructions if self.instructions else 0.0
+        """The part of the instructions that are the guest's own, 0 to 1, in thousandths: rounded here, once for whoever shows it."""
+        return round(self.identity / self.instructions, 3) if self.instructions else 0.0
 
     @property
     def growth(self) -> float:
-        """Bytes of translated code for each byte of the guest's."""
-        return self.code_bytes / self.guest_bytes if self.guest_bytes else 0.0
+        """Bytes of translated code for each byte of the guest's, in hundredths."""
+        return round(self.code_bytes / self.guest_bytes, 2) if self.guest_bytes else 0.0
 
     def as_dict(self) -> dict[str, int]:
         """The counts by name."""

@@ -65,8 +65,8 @@ class Builder:
             **counted.as_dict(),
             cache_bytes=sum(len(translation.code) for translation in everything),
             counter_bytes=COUNTER_BYTES * sum(len(translation.counters) for translation in everything),
-            identity_share=round(counted.identity_share, 4),
-            growth=round(counted.growth, 3),
+            identity_share=counted.identity_share,
+            growth=counted.growth,
             callout_exits=callout_exits,
             saved=self._saved(everything) if self._heat is not None else None,
         )

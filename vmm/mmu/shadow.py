@@ -244,25 +244,28 @@ class ShadowMmu:
         before, now = self.copies.pop(gfn), self.memory.read(gfn << 12, FRAME)
         if before != now:
             self.unchecked_directories = True
-            for root in list(self.roots_of.get(gfn, ())):
+        for root in list(self.roots_of.get(gfn, ())):
+            if before != now or root.late:
                 self._drop_changed_regions(root, gfn, before, now)
-            if self.leaves_of.get(gfn):  # a table that maps itself
-                self._resync_leaves(gfn, before, now)
-                self.machine.flush_tlb()
+        if self.leaves_of.get(gfn):  # a table that maps itself
+            self._resync_leaves(gfn, before, now)
+            self.machine.flush_tlb()
         self.reverse.protect(gfn)
 
     def _drop_changed_regions(self, root: Root, gfn: int, before: bytes, now: bytes) -> None:
+        """Unlinks what a directory does not lead to any more: its entry differs, and not because the region was linked by the new one."""
         width = 8 if self.paging.pae else 4
-        changed = _changed_entries(before, now, width)
+        changed, entries = _changed_entries(before, now, width), memoryview(now).cast("Q" if width == 8 else "I")
         if self.paging.pae:
-            for slot, pdpte in enumerate(self.paging.pdptes):
-                if pdpte & _P and (pdpte & 0xFFFFFFFFFF000) >> 12 == gfn:
-                    for index in changed:
-                        self._unlink_region(root, slot << 9 | index)
+            slots = [slot for slot, pdpte in enumerate(root.key[1:]) if pdpte & _P and (pdpte & 0xFFFFFFFFFF000) >> 12 == gfn]
+            regions = {slot << 9 | index for slot in slots for index in changed}
+            late = {region: root.late.pop(region) for region in list(root.late) if region >> 9 in slots}
         else:
-            for index in changed:
-                self._unlink_region(root, 2 * index)
-                self._unlink_region(root, 2 * index + 1)
+            regions = {2 * index + half for index in changed for half in (0, 1)}
+            late, root.late = root.late, {}
+        for region in regions | late.keys():
+            if late.get(region) != entries[region & 511 if width == 8 else region >> 1]:
+                self._unlink_region(root, region)
 
     def _resync(self) -> None:
         """Brings tables that went out of sync back; those that the current root does not use, or that changed a lot, are given up."""
@@ -279,20 +282,31 @@ class ShadowMmu:
             if self.leaves_of.get(gfn):
                 self._trace(gfn)
 
-    def _resync_leaves(self, gfn: int, before: bytes, now: bytes) -> None:
-        if before == now:
-            return
+    def _resync_leaves(self, gfn: int, before: bytes, now: bytes, *, stays_open: bool = False) -> None:
+        """Takes away what a guest table, which once held `before`, does not say any more. stays_open: its leaves remain out of sync."""
         width = 8 if self.paging.pae else 4
-        changed = _changed_entries(before, now, width)
+        changed, entries = _changed_entries(before, now, width), memoryview(now).cast("Q" if width == 8 else "I")
         for leaf in list(self.leaves_of[gfn]):
-            if len(changed) > _MANY_CHANGES:
+            late, first = leaf.late, leaf.half << 9
+            if not changed and not late:
+                continue
+            slots = {index & 511 for index in changed if index >> 9 == leaf.half} | late.keys()
+            stale = [slot for slot in slots if late.get(slot) != entries[first | slot]]
+            if len(stale) > _MANY_CHANGES:
                 self._drop_leaf(leaf)
                 continue
-            for index in changed:
-                if index >> 9 == leaf.half:
-                    self.quads[leaf.at + (index & 511)] = 0
+            for slot in stale:
+                self.quads[leaf.at + slot] = 0
+                late.pop(slot, None)
+            if not stays_open:
+                leaf.late = {}
             for root, _ in leaf.links:
                 root.verified.clear()
+
+    def _note_late(self, leaf: Leaf, slot: int) -> None:
+        """Remembers by which entry of the guest's a slot was filled, if the guest writes that table unnoticed."""
+        if leaf.gfn in self.out_of_sync or leaf.gfn in self.copies:
+            leaf.late[slot] = (self.quads if self.paging.pae else self.memory.words)[leaf.guest + slot]
 
     def invalidate(self, gva: int) -> None:
         """INVLPG."""
@@ -349,6 +363,8 @@ class ShadowMmu:
                 entry |= _W
         index = leaf.at + (gva >> 12 & 511)
         self.quads[index] = entry
+        if leaf.guest >= 0:
+            self._note_late(leaf, gva >> 12 & 511)
         self.fills += 1
         if read_only is not None:
             self.reverse.borrowed.setdefault(read_only, []).append(index)
@@ -401,6 +417,8 @@ class ShadowMmu:
             self.reverse.add(gfn, shadow, index)
         else:
             self.quads[index] = shadow
+        if leaf.gfn in self.out_of_sync or leaf.gfn in self.copies:
+            leaf.late[slot] = wanted
         self.fills += 1
         page = gva >> 12
         self._run = self._run + 1 if page - self._last_page in (0, 1) else 0
@@ -415,8 +433,11 @@ class ShadowMmu:
         rights = _PRESENT | NX | (_U if mapping.user else 0)
         if mapping.dirty and (mapping.writable or not self.paging.write_protect and not mapping.user):
             rights |= _W
-        index = self._leaf(gva, mapping, user).at + (gva >> 12 & 511)
+        leaf = self._leaf(gva, mapping, user)
+        index = leaf.at + (gva >> 12 & 511)
         self.quads[index] = BUS + (mapping.gpa & ~0xFFF) | rights
+        if leaf.guest >= 0:
+            self._note_late(leaf, gva >> 12 & 511)
         self.devices.setdefault(mapping.gpa >> 12, set()).add(index)
 
     def lend(self, gfn: int, hfn: int) -> None:
@@ -503,6 +524,8 @@ class ShadowMmu:
         else:
             gfn = mapping.table >> 12
             key = (gfn, 0 if self.paging.pae else region & 1, directory, mapping.directory >> 63, kernel_table)
+        if (before := self.out_of_sync.get(gfn, self.copies.get(gfn))) is not None and self.leaves_of.get(gfn):
+            self._resync_leaves(gfn, before, self.memory.read(gfn << 12, FRAME), stays_open=True)  # no TLB holds anything of what is linked anew
         leaf = self.leaves.get(key)
         if leaf is None:
             hfn = self._frames(1)[0]
@@ -518,6 +541,8 @@ class ShadowMmu:
                 leaf.guest = -1  # each fault is looked at
         leaf.links.add((root, region))
         root.leaves[region] = leaf
+        if self.copies and self.paging.enabled:
+            root.late[region] = self.directory_entry(region)
         self.quads[root.directories[region >> 9] + (region & 511)] = leaf.hfn << 12 | TABLE_ENTRY
         return leaf
 
@@ -547,6 +572,7 @@ class ShadowMmu:
             around = Mapping(gfn << 12, bool(rights & _U), bool(rights & _W), not (entry | directory) >> 63, bool(entry & Pte.D), 0)
             shadow = memory.frames[gfn] << 12 | self._rights(around, gfn, False, user)
             quads[leaf.at + slot] = shadow
+            self._note_late(leaf, slot)
             leaf.barren = 0
             self.entries += 1
             self.reverse.add(gfn, shadow, leaf.at + slot)

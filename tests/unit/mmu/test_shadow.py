@@ -23,6 +23,7 @@ from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.tables import DeviceAccess, StepOver
 from vmm.mmu.walk import GuestPaging
 
+EXAMPLES = 60
 FRAMES = 24
 DIRECTORIES, TABLES, POINTERS = (2, 3), (4, 5, 6), (18, 19)
 WINDOW = 7  # with PAE, the directory of the last GiB
@@ -43,10 +44,15 @@ class Rights:
 
 
 class Guests(RuleBasedStateMachine):
-    """A guest that edits its tables, flushes, changes its page-table pointer and accesses memory. pae, deprivileged: set by subclasses' makers."""
+    """A guest that edits its tables, flushes, changes its page-table pointer and accesses memory.
+
+    pae, deprivileged, guest_mode: set by subclasses' makers. guest_mode: the guest's kernel runs as it is, and what it wrote into a directory
+    takes effect when it flushes (`--mmu shadow` of hw).
+    """
 
     pae = False
     deprivileged = False
+    guest_mode = False
 
     @initialize(write_protect=st.sampled_from((True, True, False)))
     def start(self, write_protect: bool) -> None:
@@ -57,7 +63,16 @@ class Guests(RuleBasedStateMachine):
         machine = plain.machine()
         self.memory = GuestMemory(machine, FRAMES * FRAME)
         self.walk = GuestPaging(self.memory)
-        self.mmu = ShadowMmu(machine, self.memory, self.walk, HostSpace(machine), deprivileged=self.deprivileged)
+        self.mmu = ShadowMmu(
+            machine,
+            self.memory,
+            self.walk,
+            HostSpace(machine),
+            deprivileged=self.deprivileged,
+            kernel_executes=self.guest_mode,
+            legacy=self.guest_mode,
+        )
+        self.before: dict[int, int] = {}  # address of a table entry -> what it held before the last write
         self.size, self.write_protect = (8, write_protect) if self.pae else (4, write_protect)
         self.shift = 21 if self.pae else 22
         self.top = 1 << 32 - self.shift  # entries of all directories together
@@ -113,7 +128,7 @@ class Guests(RuleBasedStateMachine):
     def entry(self, gva: int) -> int:
         """What a walk of the shadow tables finds; 0 when nothing."""
         table, quads = self.mmu.current.cr3, self.plain.quads
-        for low in (39, 30, 21, 12):
+        for low in (30, 21, 12) if self.guest_mode else (39, 30, 21, 12):
             found = quads[(table >> 3) + (gva >> low & 511)]
             if not found & P:
                 return 0
@@ -154,11 +169,19 @@ class Guests(RuleBasedStateMachine):
         window = (1 << 32) - (1 << self.shift)
         kind, where = self.touch(window + gpa, write=True, user=False, fetch=False)
         assert kind in ("done", "step")
+        self.before[gpa] = self.read(gpa, self.size)
         at = self.memory.frames[gpa >> 12] << 12 | gpa & 0xFFF
         self.plain.memory[at : at + self.size] = value.to_bytes(self.size, "little")
-        if kind == "step":
+        if kind == "step" and not self.guest_mode:
             self.mmu.retrace(where)
         self.note()
+
+    def synchronize(self) -> None:
+        """What `guest_mode` does at each flush."""
+        if self.guest_mode:
+            for gfn in list(self.mmu.copies):
+                self.mmu.retrace(gfn)
+            self.plain.flush_tlb()
 
     # -- what guests do ------------------------------------------------------------------------------------------------------------
 
@@ -169,6 +192,7 @@ class Guests(RuleBasedStateMachine):
         cr0, cr4 = 0x80000001 | self.write_protect << 16, 0x10 | self.pae << 5
         assert self.walk.load(cr0, cr3, cr4, 0x800, reload_pdptes=True)
         self.mmu.load(False)
+        self.synchronize()
         self.history = {page: set() for page in self.pages}
         self.note()
 
@@ -177,6 +201,7 @@ class Guests(RuleBasedStateMachine):
         """INVLPG."""
         page = self.pages[n]
         self.mmu.invalidate(page << 12)
+        self.synchronize()
         self.history[page] = set()
         self.note()
 
@@ -194,6 +219,13 @@ class Guests(RuleBasedStateMachine):
             value = 0x80 | bits & 0x67 | P
         self.store((DIRECTORIES[which] << 12) + region * self.size, value | (NX if not nx and self.pae else 0))
 
+    @precondition(lambda self: self.before)
+    @rule(data=st.data())
+    def restore_entry(self, data: st.DataObject) -> None:
+        """An entry gets back what it held before: a page that is mapped for a while only."""
+        gpa = data.draw(st.sampled_from(sorted(self.before)))
+        self.store(gpa, self.before[gpa])
+
     @rule(n=st.integers(0, 7), write=st.booleans(), user=st.booleans())
     def access_data(self, n: int, write: bool, user: bool) -> None:
         """A load or a store."""
@@ -201,7 +233,7 @@ class Guests(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 7))
     def fetch(self, n: int) -> None:
-        """User code runs there. (The kernel's never does: it runs from the translation cache.)"""
+        """User code runs there. (The kernel's does in guest mode only: else it runs from the translation cache.)"""
         self.access(self.pages[n], False, True, True)
 
     def access(self, page: int, write: bool, user: bool, fetch: bool) -> None:
@@ -212,7 +244,8 @@ class Guests(RuleBasedStateMachine):
         elif kind == "device":
             assert isinstance(before, Found) and before.gpa >> 12 == value >> 12 >= FRAMES
         elif kind == "step":
-            self.mmu.retrace(value)
+            if not self.guest_mode:
+                self.mmu.retrace(value)
             self.note()
         else:
             assert self.ever(page, value, write, user, fetch), "an access that the guest's tables have not allowed since the last flush"
@@ -233,7 +266,7 @@ class Guests(RuleBasedStateMachine):
             if entry & W:
                 assert self.ever(page, entry & _FRAME, True, user, False)
             if not entry & NX:
-                assert self.ever(page, entry & _FRAME, False, True, True)
+                assert self.ever(page, entry & _FRAME, False, user or not self.guest_mode, True)
 
     @precondition(lambda self: hasattr(self, "mmu"))
     @invariant()
@@ -245,21 +278,62 @@ class Guests(RuleBasedStateMachine):
                     continue
                 gfn = self.memory.frames.index(entry >> 12 & 0xFFFFFF)
                 state = self.memory.state[gfn]
-                assert not (entry & W and state & TABLE), f"table {gfn} is writable"
+                assert not (entry & W and state & TABLE and gfn not in self.mmu.copies), f"table {gfn} is writable"
                 assert not (entry & W and state & EXECUTED and not state & MIXED), f"page {gfn} is writable and executed"
                 assert entry & NX or state & EXECUTED, f"page {gfn} is executable without having been executed"
 
 
 @pytest.mark.parametrize("pae", (False, True), ids=("32-bit", "PAE"))
-@pytest.mark.parametrize("deprivileged", (False, True), ids=("ring 1", "ring 3"))
-def test_shadow_entries_follow_their_definition(pae: bool, deprivileged: bool) -> None:
+@pytest.mark.parametrize("who", ("ring 1", "ring 3", "guest mode"))
+def test_shadow_entries_follow_their_definition(pae: bool, who: str) -> None:
     """Random guests, both formats, one table or two."""
 
     class Chosen(Guests):
         pass
 
-    Chosen.pae, Chosen.deprivileged = pae, deprivileged
-    run_state_machine_as_test(Chosen, settings=settings(max_examples=30, stateful_step_count=40, deadline=None))
+    Chosen.pae, Chosen.deprivileged, Chosen.guest_mode = pae, who == "ring 3", who == "guest mode"
+    run_state_machine_as_test(Chosen, settings=settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None))
+
+
+@pytest.mark.parametrize("guest_mode", (False, True), ids=("bt", "guest mode"))
+def test_a_page_that_is_mapped_between_two_flushes_only(guest_mode: bool) -> None:
+    """A table entry was written, used and taken back before the page-table pointer is loaded: nothing of it is left."""
+    guests = Guests()
+    guests.guest_mode = guest_mode
+    guests.start(write_protect=True)
+    guests.edit_directory(0, 0, TABLES[0], 0x27, 1)
+    guests.store((TABLES[0] << 12) + 4, 9 << 12 | P | W | U)
+    assert guests.touch(0x1000, True, True, False)[0] == "done"
+    guests.load_pointer(0)
+    guests.store(TABLES[0] << 12, 8 << 12 | P | W | U)
+    assert guests.touch(0, True, True, False)[0] == "done"
+    guests.store(TABLES[0] << 12, 0)
+    guests.load_pointer(0)
+    assert guests.touch(0, False, True, False)[0] == "fault"
+
+
+@pytest.mark.parametrize("by_page", (False, True), ids=("CR3", "INVLPG"))
+def test_a_table_that_is_there_between_two_flushes_only(by_page: bool) -> None:
+    """The same of a directory's entry, and of the table that it led to, which comes back as the table of another region."""
+    guests = Guests()
+    guests.guest_mode = True
+    guests.start(write_protect=True)
+    guests.load_pointer(0)
+    guests.edit_directory(0, 0, TABLES[0], 0x27, 1)
+    for slot in (0, 1):
+        guests.store((TABLES[0] << 12) + 4 * slot, 8 << 12 | P | W | U)
+        assert guests.touch(slot << 12, True, True, False)[0] == "done"
+    for slot in (0, 1):
+        guests.store((TABLES[0] << 12) + 4 * slot, 0)
+    guests.store(DIRECTORIES[0] << 12, 0)
+    if by_page:
+        guests.invalidate(0)
+        guests.invalidate(1)
+    else:
+        guests.load_pointer(0)
+    assert guests.touch(0x1000, False, True, False)[0] == "fault"
+    guests.edit_directory(0, 1, TABLES[0], 0x27, 1)
+    assert guests.touch(1 << 22 | 0x1000, False, True, False)[0] == "fault"
 
 
 def test_dirty_is_exact() -> None:
