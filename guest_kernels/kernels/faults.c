@@ -12,9 +12,7 @@
 
 static void paging(int pae)
 {
-#ifndef PARAVIRT /* there the entries are not the guest's alone: no reserved bits, no large pages, no other format */
     report_paging(pae);
-#endif
     report_demand_paging(pae);
 }
 

@@ -9,10 +9,8 @@
 #define LOCAL_DATA 0x04                      /* entry 0 of the LDT */
 #define LOCAL_BEYOND 0x1004                  /* outside the LDT */
 
-#ifndef PARAVIRT
 static u64 local_table[1];
 
-#endif
 void expect_fault(u32 vector, u32 error, const char *what)
 {
     if (caught.vector == vector && caught.error == error && caught.eip == catch_at)
@@ -32,11 +30,9 @@ void descriptors_spoil(void)
     segment_set(ABSENT_CODE, 0, 0xffffffff, SEGMENT_DPL(KERNEL_LEVEL) | SEGMENT_CODE);
     segment_set(READ_ONLY_DATA, 0, 0xffffffff, SEGMENT_PRESENT | 0x10);
     segment_set(EXECUTE_ONLY, 0, 0xffffffff, SEGMENT_PRESENT | 0x18);
-#ifndef PARAVIRT
     segment_set(LOCAL_TABLE, (u32)local_table, sizeof local_table - 1, SEGMENT_PRESENT | SYSTEM_LDT);
     segment_set(ABSENT_TABLE, (u32)local_table, sizeof local_table - 1, SYSTEM_LDT);
     local_table[0] = segment_get(KERNEL_DATA);
-#endif
     gate_set(ABSENT_GATE, SEGMENT_DPL(3) | GATE_INTERRUPT);
 }
 
@@ -66,10 +62,8 @@ static void report_opcodes(void)
     expect_fault(INVALID_OPCODE, 0, "#UD: mov to CS");
     CATCH("", ".byte 0x8d, 0xc0", );
     expect_fault(INVALID_OPCODE, 0, "#UD: lea of a register");
-#ifndef PARAVIRT
     CATCH("", ".byte 0x0f, 0x20, 0xc8", );
     expect_fault(INVALID_OPCODE, 0, "#UD: read of CR1");
-#endif
 }
 
 static void report_fpu(void)
@@ -79,11 +73,9 @@ static void report_fpu(void)
     CATCH("", "fld1", );
     expect_fault(NO_FPU, 0, "#NM: CR0.TS");
     clts();
-#ifndef PARAVIRT
     write_cr0(cr0 | CR0_EM);
     CATCH("", "fld1", );
     expect_fault(NO_FPU, 0, "#NM: CR0.EM");
-#endif
     write_cr0((cr0 & ~(CR0_EM | CR0_TS)) | CR0_NE);
     CATCH("fninit; pushl $0x37b; fldcw (%%esp); fld1; fldz; fdivrp", "fwait", ); /* 37Bh: zero-divide not masked */
     expect_fault(FPU_ERROR, 0, "#MF: division by zero on the FPU");
@@ -100,12 +92,10 @@ static void report_not_present(void)
     expect_fault(NOT_PRESENT, ABSENT_CODE, "#NP: far jump");
     CATCH("", "lcall %0, $0", "i"(ABSENT_CODE));
     expect_fault(NOT_PRESENT, ABSENT_CODE, "#NP: far call");
-#ifndef PARAVIRT
     CATCH("movl %0, %%eax", "lldt %%ax", "i"(ABSENT_TABLE));
     expect_fault(NOT_PRESENT, ABSENT_TABLE, "#NP: lldt");
     CATCH("", "int %0", "i"(ABSENT_GATE));
     expect_fault(NOT_PRESENT, IDT_ERROR(ABSENT_GATE), "#NP: int through a gate that is not present");
-#endif
     segment_set(ABSENT_DATA, 0, 0xffffffff, SEGMENT_DPL(KERNEL_LEVEL) | SEGMENT_DATA);
     CATCH("movl %0, %%eax", "movl %%eax, %%ss", "i"(ABSENT_DATA | KERNEL_LEVEL));
     expect_fault(STACK_FAULT, ABSENT_DATA, "#SS: segment that is not present into SS");
@@ -146,7 +136,6 @@ static void report_far_transfers(void)
     expect_fault(GENERAL_PROTECTION, ERROR_OF(KERNEL_DATA), "#GP: iret to user code with a kernel stack segment");
 }
 
-#ifndef PARAVIRT
 static void report_system_registers(void)
 {
     CATCH("movl %0, %%eax", "ltr %%ax", "i"(TASK_STATE));
@@ -174,7 +163,6 @@ static void report_local_table(void)
     expect_fault(GENERAL_PROTECTION, LOCAL_DATA, "#GP: selector into a null LDT");
 }
 
-#endif
 static u32 flags_in_gate;
 static struct trap_frame *remember_flags(struct trap_frame *frame)
 {
@@ -205,10 +193,8 @@ void report_kernel_exceptions(void)
     report_not_present();
     report_selectors();
     report_far_transfers();
-#ifndef PARAVIRT
     report_system_registers();
     report_local_table();
-#endif
     report_gates();
 }
 

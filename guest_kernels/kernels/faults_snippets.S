@@ -118,11 +118,9 @@ expect GENERAL_PROTECTION, IDT_ERROR(14), "user: int 14, a gate of DPL 0"
 expect GENERAL_PROTECTION, IDT_ERROR(KERNEL_GATE), "user: int 91h, a gate of DPL 0"
 2:      int     $KERNEL_GATE
         done
-#ifndef PARAVIRT /* there are no gates that are not present */
 expect NOT_PRESENT, IDT_ERROR(ABSENT_GATE), "user: int 90h, a gate that is not present"
 2:      int     $ABSENT_GATE
         done
-#endif
 expect GENERAL_PROTECTION, ERROR_OF(KERNEL_DATA), "user: kernel data into DS"
         movl    $KERNEL_DATA, %eax
 2:      movl    %eax, %ds

@@ -6,9 +6,11 @@
 #define KERNEL_CODE_AT_START 0xe019 /* the VMM's own, until there is a GDT */
 #define UPCALL_VECTOR 0xf0          /* pending events arrive as if by this vector */
 #define RETURN_FROM_TRAP jmp paravirt_iret
+#define TRAP_FUNCTION paravirt_trap
 #else
 #define KERNEL_LEVEL 0
 #define RETURN_FROM_TRAP iret
+#define TRAP_FUNCTION trap_dispatch
 #endif
 
 /* The null descriptor is 0; user selectors carry RPL 3. */

@@ -50,7 +50,7 @@ trap_common:
         cld
         xorl    %ebp, %ebp              /* a back-trace of the kernel ends here */
         pushl   %esp                    /* struct trap_frame * */
-        call    trap_dispatch           /* trap.c: returns the frame to resume, of this context or another */
+        call    TRAP_FUNCTION           /* trap.c: returns the frame to resume, of this context or another */
         movl    %eax, %esp
         popl    %gs
         popl    %fs

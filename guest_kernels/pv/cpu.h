@@ -4,10 +4,9 @@
 #include "xen.h"
 
 struct machine_state {
-    u32 cr3, iopl;
+    u32 cr0, cr3, cr4, iopl;
     struct table_register gdt, idt;
     u16 task, local_table;
-    u8 task_switched;
 };
 extern struct machine_state machine_state; /* start.c */
 
@@ -56,25 +55,31 @@ static inline void write_eflags(u32 value)
         cli();
 }
 
-static inline u32 read_cr0(void) { return CR0_PG | CR0_WP | CR0_NE | CR0_MP | CR0_PE | (machine_state.task_switched ? CR0_TS : 0); }
+static inline u32 read_cr0(void) { return machine_state.cr0; }
 static inline u32 read_cr2(void) { return shared_info.cpu[0].cr2; }
 static inline u32 read_cr3(void) { return machine_state.cr3; }
-static inline u32 read_cr4(void) { return CR4_PAE; }
-static inline void write_cr4(u32 value) { (void)value; }
+static inline u32 read_cr4(void) { return machine_state.cr4; }
 
-static inline void task_switched(int on)
+/* The FPU is away by TS or by EM; WP is kept by traps.c. */
+static inline void write_cr0(u32 value)
 {
-    machine_state.task_switched = (u8)on;
-    hypercall(FPU_TASKSWITCH, (u32)on, 0, 0, 0, 0);
+    if ((machine_state.cr0 ^ value) & (CR0_TS | CR0_EM))
+        hypercall(FPU_TASKSWITCH, (value & (CR0_TS | CR0_EM)) != 0, 0, 0, 0, 0);
+    machine_state.cr0 = value;
 }
 
-static inline void write_cr0(u32 value) { task_switched((value & CR0_TS) != 0); }
-static inline void clts(void) { task_switched(0); }
+static inline void clts(void) { write_cr0(machine_state.cr0 & ~CR0_TS); }
 
 static inline void write_cr3(u32 value)
 {
     machine_state.cr3 = value;
     mmu_extended(NEW_BASEPTR, frame_of(value), 0);
+}
+
+static inline void write_cr4(u32 value)
+{
+    machine_state.cr4 = value;
+    mmu_extended(FLUSH_LOCAL, 0, 0);
 }
 
 static inline void invlpg(const volatile void *address)
@@ -85,16 +90,10 @@ static inline void invlpg(const volatile void *address)
 
 void lgdt(const struct table_register *r); /* descriptors.c */
 
-static inline void lidt(const struct table_register *r)
-{
-    machine_state.idt = *r;
-    if (!r->limit) /* no gates: no handlers */
-        hypercall(SET_TRAP_TABLE, 0, 0, 0, 0, 0);
-}
-
+void lidt(const struct table_register *r);
 static inline void sgdt(struct table_register *r) { *r = machine_state.gdt; }
 static inline void sidt(struct table_register *r) { *r = machine_state.idt; }
 void ltr(u16 selector);
-static inline void lldt(u16 selector) { machine_state.local_table = selector; }
+void lldt(u16 selector);
 static inline u16 str(void) { return machine_state.task; }
 static inline u16 sldt(void) { return machine_state.local_table; }

@@ -7,6 +7,8 @@ enum { EVENTS_MASKED = 4 }; /* in a handler's flags */
 
 static u64 gdt[PAGE_SIZE / 8] __attribute__((aligned(4096)));
 static u64 as_written[GDT_ENTRIES];
+static u64 local[PAGE_SIZE / 8] __attribute__((aligned(4096))); /* what of an LDT the VMM has */
+static u8 gates[256];
 static u32 task_stack;
 static int loaded;
 extern const u32 trap_entries[256]; /* trap_entry.S */
@@ -33,13 +35,35 @@ void segment_set(u16 selector, u32 base, u32 limit, u8 access)
 
 u64 segment_get(u16 selector) { return as_written[selector >> 3]; }
 
+/* Handlers can be added one by one, but only be taken away all together. */
+static void handlers_set(void)
+{
+    static struct trap_info rows[257];
+    struct trap_info *row = rows;
+    for (u32 vector = 0; vector < 256; vector++) {
+        u8 access = gate_get((u8)vector);
+        if (access & SEGMENT_PRESENT)
+            *row++ = (struct trap_info){(u8)vector, (u8)((access >> 5 & 3) | ((access & 0xf) == GATE_INTERRUPT ? EVENTS_MASKED : 0)), KERNEL_CODE,
+                                        trap_entries[vector]};
+    }
+    row->address = 0;
+    hypercall(SET_TRAP_TABLE, 0, 0, 0, 0, 0);
+    hypercall(SET_TRAP_TABLE, (u32)rows, 0, 0, 0, 0);
+}
+
 void gate_set(u8 vector, u8 access)
 {
-    struct trap_info row[2] = {{vector, access >> 5 & 3, KERNEL_CODE, trap_entries[vector]}, {0, 0, 0, 0}};
-    if (access & SEGMENT_PRESENT) {
-        row[0].flags = (access >> 5 & 3) | ((access & 0xf) == GATE_INTERRUPT ? EVENTS_MASKED : 0);
-        hypercall(SET_TRAP_TABLE, (u32)row, 0, 0, 0, 0);
-    }
+    gates[vector] = access;
+    if (machine_state.idt.limit)
+        handlers_set();
+}
+
+u8 gate_get(u8 vector) { return vector * 8u + 7 <= machine_state.idt.limit ? gates[vector] : 0; }
+
+void lidt(const struct table_register *r)
+{
+    machine_state.idt = *r;
+    handlers_set();
 }
 
 void kernel_stack_set(u32 esp0)
@@ -65,6 +89,21 @@ void ltr(u16 selector)
 {
     machine_state.task = selector;
     as_written[selector >> 3] |= 2ull << 40; /* busy */
+}
+
+/* The VMM wants whole pages that nobody writes: it gets a copy of the table, of one page at most. */
+void lldt(u16 selector)
+{
+    u64 descriptor = segment_get(selector);
+    u32 base = (u32)(descriptor >> 16 & 0xffffff) | (u32)(descriptor >> 56) << 24;
+    u32 bytes = selector ? (u32)(descriptor & 0xffff) + 1 : 0;
+    machine_state.local_table = selector;
+    mmu_extended(SET_LDT, 0, 0);
+    page_protect((u32)local, 1);
+    memset(local, 0, sizeof local);
+    memcpy(local, (const void *)base, bytes < sizeof local ? bytes : sizeof local);
+    page_protect((u32)local, 0);
+    mmu_extended(SET_LDT, bytes ? (u32)local : 0, bytes / 8);
 }
 
 static void load_segments(void)

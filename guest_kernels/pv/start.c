@@ -72,6 +72,8 @@ void paravirt_start(const struct start_info *info)
     hypercall(UPDATE_VA_MAPPING, (u32)&shared_info, info->shared_info | PAGE_PRESENT | PAGE_WRITE, 0, FLUSH_PAGE, 0);
     hypercall(SET_CALLBACKS, KERNEL_CODE_AT_START, (u32)upcall_entry, KERNEL_CODE_AT_START, 0, 0);
     hypercall(VCPU_OP, STOP_PERIODIC_TIMER, 0, 0, 0, 0);
+    machine_state.cr0 = CR0_PG | CR0_WP | CR0_NE | CR0_MP | CR0_PE;
+    machine_state.cr4 = CR4_PAE;
     next_page = (u8 *)(info->tables + (info->table_count + 1) * PAGE_SIZE); /* behind the tables and the builder's stack */
     paging_setup();
     information.command_line = info->command_line;

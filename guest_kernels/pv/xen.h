@@ -2,7 +2,8 @@
 #pragma once
 #include "../lib/types.h"
 
-#define MACHINE_TO_PHYSICAL ((const u32 *)0xf5800000u)
+#define VMM_START 0xf5800000u
+#define MACHINE_TO_PHYSICAL ((const u32 *)VMM_START)
 
 enum hypercall {
     SET_TRAP_TABLE = 0,
@@ -96,5 +97,11 @@ void page_protect(u32 address, int writable);
 /* Let the VMM know what is to be done to page tables: n requests. */
 void mmu_update(const struct mmu_update *updates, u32 count);
 void mmu_extended(u32 command, u32 first, u32 second);
+/* paging.c: the entries that map an address now, as the CPU sees them, 0 without a directory; and whether one of them has a reserved bit set. */
+volatile u64 *paging_directory(u32 address);
+volatile u64 *paging_table(const volatile u64 *above, u32 address);
+int paging_malformed(u32 address);
+/* descriptors.c: what gate_set() was given, 0 beyond the IDT's limit. */
+u8 gate_get(u8 vector);
 /* A pending event is let in now, if none is masked. */
 void events_poll(void);

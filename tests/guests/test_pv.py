@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from vmm.vm import Vm, machine_for
 
 GUESTS = kernels("xen")
 ATTACK = GUESTS["pv_attack"]
+_ABOUT_NX = re.compile(r"\bNX\b")
 FLAVOURS = [guest for guest in GUESTS.values() if guest.name.endswith("-pv")]
 
 
@@ -54,16 +56,16 @@ def test_passes(guest: Guest, strict: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("guest", FLAVOURS, ids=lambda guest: guest.name)
 def test_prints_what_the_other_flavour_prints(guest: Guest, tmp_path: Path) -> None:
-    """Line by line, the console is that of the same kernel for the PC under binary translation. `faults` lacks lines, and so counts fewer."""
+    """Line by line, the console is that of the same kernel for the PC under binary translation; but a domain has no NX, so its tests are left out."""
     plain = kernels()[guest.name.removesuffix("-pv")]
     disk = empty_disk(guest, tmp_path)
     (tmp_path / "other").mkdir()
     other = empty_disk(plain, tmp_path / "other")
     for _ in guest.runs():
         ours, theirs = run(guest, PvOptions(), disk)[1], run(plain, BtOptions(), other)[1]
-        if guest.name == "faults-pv":
-            lines = ours.split("\n")[:-2]
-            assert [line for line in theirs.split("\n") if line in set(lines)] == lines
+        if guest.name == "faults-pae-pv":
+            kept = [line for line in theirs.split("\n") if not _ABOUT_NX.search(line)]
+            assert ours.split("\n")[:-2] == kept[:-2]
         else:
             assert ours == theirs
 

@@ -175,6 +175,15 @@ def test_the_kernel_may_not(instruction: str) -> None:
     assert log(vm, 1) == [0]
 
 
+def test_a_control_register_that_does_not_exist_is_undefined() -> None:
+    """CR1 is #UD at any level, not the #GP of one that may not be read."""
+    read = ".byte 0x0f,0x20,0xc8"
+    for code, user, eip in ((f"{call(0, TABLE)}; mov ecx,behind; behind: {read}", "nop", None), (_ENTER, f"nop; {read}", USER + 1)):
+        vm = run({CODE: code, TABLE: traps(6, 13), USER: user, _handler(6): f"{_SAVE_FRAME}; mov [{LOG + 32}],ecx; {FINISH}"})
+        at, *_ = log(vm, 1)
+        assert at == (eip or log(vm, 9)[8])
+
+
 def test_ports_that_were_granted() -> None:
     """With IOPL 1 the kernel uses the ports that are its own; any other is #GP all the same."""
     iopl = f"mov dword ptr [{DATA}],1; {call(33, 6, DATA)}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _FORCED_CPUID: Final = b"\x0f\x0bxen\x0f\xa2"
 _CPUID_BASE: Final = 0x40000000
 _CR0: Final = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.MP | Cr0.PE
+_CONTROL_REGISTERS: Final = (0, 2, 3, 4)
 _CLI, _STI, _FAR_CALL, _FAR_JUMP, _GROUP_5 = 0xFA, 0xFB, 0x9A, 0xEA, 0xFF
 _CLTS, _INVD, _WBINVD, _READ_CR, _READ_DR, _WRITE_CR, _WRITE_DR, _WRMSR, _RDTSC, _RDMSR = (
     0x0F06, 0x0F08, 0x0F09, 0x0F20, 0x0F21, 0x0F22, 0x0F23, 0x0F30, 0x0F31, 0x0F32,
@@ -43,6 +44,8 @@ def emulate_privileged(domain: XenDomain, error: int | None, code: bytes) -> Non
         _call_gate(domain, instruction, error)
         return
     kernel = state[Cpu.HFLAGS] & 3 == 1
+    if instruction.opcode in (_READ_CR, _WRITE_CR) and instruction.modrm >> 3 & 7 not in _CONTROL_REGISTERS:
+        raise GuestFault(Vector.UD)  # at any level; this CPU looks at the level first
     if instruction.opcode == _RDTSC:
         _wide_result(domain, domain.clock.now())
     elif instruction.opcode in (_CLI, _STI) and state[Cpu.HFLAGS] & 3 <= domain.vm.vcpu.iopl:
@@ -62,8 +65,6 @@ def _kernel_only(domain: XenDomain, instruction: Instruction) -> bool:
         case 0x0F08 | 0x0F09:
             pass
         case 0x0F20:
-            if number not in (0, 2, 3, 4):
-                return False
             values = (_CR0 | state[Cpu.CR0] & Cr0.TS, 0, domain.vm.vcpu.cr2, domain.mmu.base << 12, state[Cpu.CR4])
             state[register] = values[number]
         case 0x0F22:
