@@ -14,7 +14,7 @@ ifdef GUESTS
 export VMM_GUESTS := $(GUESTS)
 endif
 
-.PHONY: help setup demo test check lint types unit bench fuzz guests clean
+.PHONY: help setup demo test check lint types unit bench fuzz isolation guests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make test    set up, then run all tests (XV6=DIR adds xv6)'
 	@echo 'make check   ruff, mypy --strict and the unit tests: before each commit'
 	@echo 'make fuzz    generated guests on the bare machine and under bt, until Ctrl-C (FUZZ="--programs 20000" ends it)'
+	@echo 'make isolation   500 wild guests beside others on one machine'
 	@echo 'make bench   the measurements behind docs/PERFORMANCE.md (XV6=DIR adds xv6)'
 	@echo 'make guests  build the bundled kernels again (needs gcc -m32)'
 	@echo 'make clean   remove .venv and all caches'
@@ -60,6 +61,9 @@ unit: setup
 
 fuzz: setup
 	$(PY) -m tests.oracle.fuzz $(FUZZ)
+
+isolation: setup
+	$(PY) -m tests.guests.isolation 0 500
 
 bench: setup
 	$(PY) -m pytest -q -rs --timeout=1800 -o python_files='bench_*.py' tests/bench --write

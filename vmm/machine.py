@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import struct
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 
 import unicorn
 from unicorn import unicorn_const as uc_const
@@ -20,6 +22,7 @@ from unicorn import x86_const as uc_x86
 from unicorn.unicorn_py3.unicorn import uclib
 
 from vmm.cpu_state import Cpu, LayoutError, find_exit_check_flag, find_features, find_interrupt_request, find_live_state
+from vmm.world import HANDLERS, World
 from vmm.x86.svm import ExitCode
 
 FRAME = 4096
@@ -47,6 +50,7 @@ _COMPILED_CODE = 16 * MIB  # the engine's buffer: when it is full all of it is d
 _SLICE = 200_000  # instructions between stops where none can be asked for: 3.6 ms, since each then costs 18 ns
 _CONTEXT_HEADER = 40  # bytes in front of the CPU's state in a saved context
 _ZERO_FRAME = bytes(FRAME)
+_FLUSH_TLB = uc_const.UC_CTL_TLB_FLUSH | 1 << 30  # erratum 10
 _DROP_CODE = uc_const.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
 
 _INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
@@ -83,9 +87,10 @@ class Machine:
     bare: the CPU stays in legacy mode and sees `visible` bytes as RAM from address 0 and nothing else of the memory; for the rest of its
     physical addresses on_memory(hpa, size, value or None to read) is called. `allocate` gives frames that it does not see.
     bus: from hpa BUS on, nested tables find device memory; on_memory is called with the offset from BUS.
+    shared: VMs of several back-ends are to take turns on it, each in a world of its own. world: whose turn it is.
     """
 
-    def __init__(self, size: int, runs: int = 0, *, bare: bool = False, bus: bool = False) -> None:
+    def __init__(self, size: int, runs: int = 0, *, bare: bool = False, bus: bool = False, shared: bool = False) -> None:
         self.size = size
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.memory = memoryview(self._map)
@@ -108,44 +113,94 @@ class Machine:
         self.on_cpuid: Callable[[], bool] = lambda: False
         self.on_fast_call: Callable[[], int] = lambda: 0
         self.on_memory: Callable[[int, int, int | None], int] = lambda hpa, size, value: (1 << 8 * size) - 1
+        self.on_code: Callable[[int, int], None] = lambda linear, size: None
         self.stop_behind: Callable[[], None] | None = None  # what `stop` does instead where an instruction must not be left in its middle
         self.running = False
         self._failure: BaseException | None = None
+        self._requests, self._requests_found = ctypes.c_uint32(), False  # nobody's, until they are looked for
+        self._released_runs: dict[int, list[int]] = {}  # by length
         self._rflags = ctypes.c_uint64()
         self._cr3 = ctypes.c_uint64()
         self._read_flags = (self._handle, uc_x86.UC_X86_REG_RFLAGS, ctypes.byref(self._rflags))
         self._write_cr3 = (self._handle, uc_x86.UC_X86_REG_CR3, ctypes.byref(self._cr3))
         self._find_state()
-        self._add_hooks(cpuid=not bare and not bus)
+        self._add_hooks(cpuid=shared or not bare and not bus)
+        self._state_bytes = memoryview(self._image).cast("B")
+        self._reset = self._state_bytes.tobytes(), bytes(self.features or b""), _handlers(self)
+        self.world = World(*self._reset)
+        self._watched = False
         if bare:
             self._become_bare()
-        if bus:
+        if bus or shared:
             self._map_devices(BUS, DEVICES_END - BUS, 0)
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
     def allocate(self, count: int) -> list[int]:
-        """Takes `count` frames; returns their numbers (hfn), scattered over memory, contents undefined."""
-        if count > len(self._free):
-            raise OutOfFrames(f"{count} frames wanted, {len(self._free)} free")
+        """Takes `count` frames; returns their numbers (hfn), scattered over memory, contents undefined, but never another world's."""
+        held = self.world.frames
+        if count > min(len(self._free), self.world.most - len(held)):
+            raise OutOfFrames(f"{count} frames wanted, {min(len(self._free), self.world.most - len(held))} free")
         taken = self._free[len(self._free) - count :]
         del self._free[len(self._free) - count :]
+        held.update(taken)
         return taken
 
     def allocate_run(self, count: int) -> int:
-        """Takes `count` consecutive frames below those taken before; returns the first hfn, contents zero."""
-        if self._top - count < self._bottom:
+        """Takes `count` consecutive frames, below those taken before or where an equal run was given back; returns the first hfn, contents zero."""
+        if released := self._released_runs.get(count):
+            first = released.pop()
+        elif self._top - count < self._bottom:
             raise OutOfFrames(f"{count} consecutive frames wanted, {self._top - self._bottom} kept")
-        self._top -= count
-        return self._top
+        else:
+            first = self._top = self._top - count
+        self.world.runs[first] = count
+        return first
 
     def release(self, frames: list[int]) -> None:
         """Gives frames back."""
         self._free.extend(frames)
+        self.world.frames.difference_update(frames)
 
     def clear(self, hfn: int) -> None:
         """Fills a frame with zeroes."""
         self.memory[hfn * FRAME : (hfn + 1) * FRAME] = _ZERO_FRAME
+
+    # -- worlds ------------------------------------------------------------------------------------------------------
+
+    def new_world(self, most: int) -> World:
+        """A CPU as after a reset, with up to `most` frames, for a VM that takes turns with others on a shared machine."""
+        return World(*self._reset, most)
+
+    def switch(self, world: World) -> None:
+        """A world switch, between runs: the CPU becomes another VM's. Compiled code goes by frame, of which the worlds share none: it stays."""
+        before, self.world = self.world, world
+        if before is world:
+            return
+        before.state = self._state_bytes.tobytes()
+        before.handlers = _handlers(self)
+        self._state_bytes[:] = world.state
+        for name, handler in zip(HANDLERS, world.handlers, strict=True):
+            setattr(self, name, handler)
+        if self.features is not None and before.features != world.features:
+            self.features[:] = list(struct.unpack("<8Q", world.features))
+        asked = self._requests.value
+        before.requests = asked & (_INTR_PIN | _VIRTUAL)
+        self._requests.value = asked & ~before.requests | world.requests
+        uclib.uc_ctl(self._handle, _FLUSH_TLB)
+
+    def discard(self, world: World) -> None:
+        """The end of a world, which is not the present one: its frames are cleared and free again."""
+        for end in list(world.ends):
+            end()
+        for first, count in world.runs.items():
+            self.memory[first * FRAME : (first + count) * FRAME] = bytes(count * FRAME)
+            self._released_runs.setdefault(count, []).append(first)
+        for hfn in world.frames:
+            self.clear(hfn)
+        self._free.extend(sorted(world.frames))
+        world.frames, world.runs = set(), {}
+        self.flush_code()
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -295,10 +350,12 @@ class Machine:
 
     def find_requests(self) -> None:
         """In a guest that VMRUN has entered with a virtual interrupt: finds the CPU's pending requests by it. Raises LayoutError."""
+        if self._requests_found:
+            return
         candidates, self._leave_chain = find_interrupt_request(self._state_address, _VIRTUAL)
         if len(candidates) != 1:
             raise LayoutError(f"the virtual interrupt in the CPU's pending requests: {len(candidates)} candidates")
-        self._requests = candidates[0]
+        self._requests, self._requests_found = candidates[0], True
 
     @property
     def virtual_interrupt(self) -> bool:
@@ -333,13 +390,10 @@ class Machine:
     def watch_code(self, on_code: Callable[[int, int], None]) -> None:
         """From now on on_code(linear, size) is called for each block that the engine compiles, before it runs. What there is is dropped."""
 
-        def generated(_handle: int, block: ctypes._Pointer[ctypes.c_uint64], _before: int, _data: int) -> None:
-            try:
-                on_code(block[0], block[1] >> 16 & 0xFFFF)
-            except BaseException as failure:
-                self._fail(failure)
-
-        self._callbacks.append(self._hook(uc_const.UC_HOOK_EDGE_GENERATED, _EDGE(generated), 0))
+        self.on_code = on_code
+        if not self._watched:
+            self._watched = True
+            self._callbacks.append(self._hook(uc_const.UC_HOOK_EDGE_GENERATED, _EDGE(self._generated), 0))
         self.flush_code()
 
     def watch_stores(self, hpa: int, size: int) -> Callable[[], None]:
@@ -351,9 +405,13 @@ class Machine:
             raise MachineError(f"the engine refused a hook: error {error}")
         self._callbacks.append(callback)
 
+        ends = self.world.ends
+
         def end() -> None:
             uclib.uc_hook_del(self._handle, hook)
+            ends.remove(end)
 
+        ends.append(end)
         return end
 
     def _become_bare(self) -> None:
@@ -408,6 +466,7 @@ class Machine:
         for word, bits in features.items():
             if self.features is not None:
                 self.features[word] &= bits
+                self.world.features = bytes(self.features)
 
     # -- set-up ------------------------------------------------------------------------------------------------------
 
@@ -513,6 +572,12 @@ class Machine:
         except BaseException as failure:
             self._fail(failure)
 
+    def _generated(self, _handle: int, block: ctypes._Pointer[ctypes.c_uint64], _before: int, _data: int) -> None:
+        try:
+            self.on_code(block[0], block[1] >> 16 & 0xFFFF)
+        except BaseException as failure:
+            self._fail(failure)
+
     def _cpuid(self, _handle: int, _data: int) -> int:
         try:
             return self.on_cpuid()
@@ -528,6 +593,9 @@ class Machine:
             state[Cpu.EIP] = state[Cpu.EIP] - size & 0xFFFFFFFF
         except BaseException as failure:
             self._fail(failure)
+
+
+_handlers = attrgetter(*HANDLERS)
 
 
 def _scattered(count: int) -> list[int]:

@@ -162,15 +162,22 @@ class Vm:
     def _run(self, end: float | None, timeout: float | None) -> None:
         with Ticker(self.machine) as ticker:
             while self.stopped is None:
-                self.clock.run_due()
-                self._console_turn()
-                if self.stopped is None and self.vcpu.halted:
-                    self._wait(end)
+                runnable = self.turn()
+                if self.stopped is None and not runnable:
+                    self._sleep(end)
                 if end is not None and time.monotonic() > end:
                     self.stop(Stop(End.TIMEOUT, f"time-out after {timeout:g} s"))
                 if self.stopped is None and not self.vcpu.halted:
-                    ticker.due_in(self._until_next(end))
+                    ticker.due_in(self.until_next(end))
                     self.backend.run()
+
+    def turn(self) -> bool:
+        """Devices and the console have their turn; whether there is anything for the CPU to do behind it."""
+        self.clock.run_due()
+        keys = self.console.poll()
+        if keys:
+            self.receive(keys)
+        return self.stopped is None and (not self.vcpu.halted or self._wake())
 
     def stop(self, stop: Stop) -> None:
         """Ends the run; the first reason counts."""
@@ -179,36 +186,34 @@ class Vm:
         if self.machine.running:
             self.machine.stop()
 
-    def _until_next(self, end: float | None) -> float:
-        """Seconds until something is due; counted instructions end by themselves when it is."""
+    def until_next(self, end: float | None) -> float:
+        """Seconds, `LONGEST` at most where nothing is, until something is due; counted instructions end by themselves when it is."""
         deadline = None if self.icount else self.clock.next_deadline()
         left = LONGEST if deadline is None else max(0.0, (deadline - self.clock.now()) / SECOND)
         return left if end is None else max(0.0, min(left, end - time.monotonic()))
 
-    def _wait(self, end: float | None) -> None:
-        """HLT: sleeps until an interrupt, input or the end."""
+    def _wake(self) -> bool:
+        """HLT: whether there is something to go on for."""
         domain = self.domain
         if domain.ready() if domain else self.board.interrupts.asserted and self.vcpu.interrupts_on:
             self.vcpu.halted = False
-            return
+            return True
         if not domain and not self.vcpu.interrupts_on:
             self.stop(Stop(End.DIED, "halted for good: hlt with interrupts disabled"))
-            return
-        deadline = self.clock.next_deadline()
-        if self.icount and deadline is not None:
+        elif self.icount and (deadline := self.clock.next_deadline()) is not None:
             self.icount.skip_to(deadline)
+        return False
+
+    def _sleep(self, end: float | None) -> None:
+        """Until an interrupt, input or the end. Where instructions are counted there is nothing to wait for."""
+        if self.icount and self.clock.next_deadline() is not None:
             return
-        seconds = self._until_next(end)
+        seconds = self.until_next(end)
         descriptor = self.console.fileno()
         if descriptor is not None:
             select.select([descriptor], [], [], min(seconds, 0.1))
         else:
             time.sleep(min(seconds, LONGEST))
-
-    def _console_turn(self) -> None:
-        keys = self.console.poll()
-        if keys:
-            self.receive(keys)
 
     def _interrupts_changed(self) -> None:
         if self.start is not None:  # devices settle their lines while they are built

@@ -46,6 +46,7 @@ ROWS: dict[str, Row] = {
     "hw-cpuid": Row("an exit that is handled and resumed (CPUID) under hw; the goal is 4", "an empty `UC_HOOK_INTR` callback", 30),
     "hw-port": Row("a port access", "such a callback", 3),
     "hw-interrupt": Row("an interrupt asked for, delivered to a handler, ended and returned from; the goal is 15", "such a callback", 40),
+    "world-switch": Row("a world switch from one VM to another on the same machine", "such a callback", 20),
     "dump": Row("`vmm dump` of a run of 5,000 instructions, whole process", "(s)", 2),
     "start": Row("`vmm run hello`, whole process", '`python -c "import unicorn, capstone"`', 4),
     "memory": Row("memory beside the guest's own, xv6 after 300 rounds of `forktest`", "(MiB)", 80),

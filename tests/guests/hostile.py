@@ -51,7 +51,7 @@ def _surroundings(kind: str) -> Parts:
     return {**parts, USER: parts[USER_PAGES]}  # with paging off user code is where its linear address says
 
 
-def _random(kind: str, seed: int) -> Parts:
+def random_code(kind: str, seed: int) -> Parts:
     """A blob of random bytes. The seed's low byte is its first opcode: of the one-byte map below 256, of either map from there on."""
     noise = random.Random(f"{kind} {seed}")
     first = bytes((seed & 0xFF,)) if seed < 256 or seed & 1 else bytes((0x0F, seed & 0xFF))
@@ -62,7 +62,7 @@ def _random(kind: str, seed: int) -> Parts:
 def _guest(name: str) -> Parts:
     if name.startswith("random-"):
         _, mode, paging, handlers, seed = name.split("-")
-        return _random(f"{mode}-{paging}-{handlers}", int(seed))
+        return random_code(f"{mode}-{paging}-{handlers}", int(seed))
     return written_guests()[name]
 
 

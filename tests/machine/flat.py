@@ -5,13 +5,18 @@ Knows how page tables, descriptors and gates look in a guest's memory. Knows not
 
 import struct
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 
 from tests.assembly import ENTRY, assemble
 from vmm import vm as whole
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
+from vmm.console import Console
 from vmm.exits import End, Stop
+from vmm.host import Host
+from vmm.machine import Machine
 
 MEMORY_MIB = 4
 FLAT_CODE, FLAT_DATA = 0x00CF9B00_0000FFFF, 0x00CF9300_0000FFFF
@@ -42,10 +47,16 @@ def flat_vm(
     options: the back-end, where it is not bt with `ring`, `stubs_in_cache` and `translate_user`. timeless: virtual time stands still,
     so that no device interrupts.
     """
-    made = image(parts)
     how = options or BtOptions(ring=ring, stubs_in_cache=stubs_in_cache, translate_user=translate_user)
     source = (lambda: 0) if timeless else None
     vm = whole.Vm(whole.machine_for(memory_mib, how), memory_mib=memory_mib, options=how, time_source=source, icount=icount)
+    load_flat(vm, parts)
+    return vm
+
+
+def load_flat(vm: whole.Vm, parts: Mapping[int, str | bytes]) -> None:
+    """Puts the parts of a guest into a VM."""
+    made = image(parts)
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(made[ENTRY])
         file.flush()
@@ -53,7 +64,22 @@ def flat_vm(
     for at, part in made.items():
         if at != ENTRY:
             vm.memory.write(at, part)
-    return vm
+
+
+def flat_host(
+    *guests: tuple[Mapping[int, str | bytes], Options], consoles: Sequence[Console] = (), reboots: bool = False, icount: bool = False
+) -> Host:
+    """A host of such VMs side by side, on one machine. consoles: of the first of them."""
+
+    def boot(parts: Mapping[int, str | bytes], how: Options, console: Console | None, machine: Machine) -> whole.Vm:
+        vm = whole.Vm(machine, memory_mib=MEMORY_MIB, options=how, console=console, icount=icount)
+        load_flat(vm, parts)
+        return vm
+
+    host = Host.for_sizes((how, MEMORY_MIB) for _, how in guests)
+    for number, ((parts, how), console) in enumerate(zip_longest(guests, consoles)):
+        host.add(f"vm{number}", how, MEMORY_MIB, partial(boot, parts, how, console), reboots=reboots)
+    return host
 
 
 def finish(vm: whole.Vm, timeout: float = 20) -> int:

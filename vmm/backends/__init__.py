@@ -2,7 +2,8 @@
 
 Knows the contract between a VM and its back-end, and how one is found; knows none of them. A module `vmm.backends.NAME` has a
 function `machine(memory_size)` that makes a physical machine for one VM of so many bytes, and a function `build(vm, options)` that
-puts the back-end's parts under the VM and returns the back-end.
+puts the back-end's parts under the VM and returns the back-end. Where VMs can share a machine it has a function `room(memory_size)`:
+bytes that such a VM takes in scattered frames, and in runs of consecutive ones.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
+
+from vmm.errors import InputError
 
 if TYPE_CHECKING:
     from bt.cache import TranslationCache
@@ -90,6 +93,14 @@ def machine(options: Options, memory_size: int) -> Machine:
     """A physical machine for one VM of `memory_size` bytes under the back-end that `options` are for."""
     maker = cast("Callable[[int], Machine]", import_module(f"vmm.backends.{options.backend}").machine)
     return maker(memory_size)
+
+
+def room(options: Options, memory_size: int) -> tuple[int, int]:
+    """Bytes that a VM of `memory_size` bytes takes of a machine that it shares: in scattered frames, and in runs. Raises InputError."""
+    needs = getattr(import_module(f"vmm.backends.{options.backend}"), "room", None)
+    if needs is None:
+        raise InputError(f"--backend {options.backend}: the guest has the whole machine: it cannot share one")
+    return cast("Callable[[int], tuple[int, int]]", needs)(memory_size)
 
 
 def build(vm: Vm, options: Options) -> Backend:

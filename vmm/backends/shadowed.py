@@ -32,7 +32,13 @@ _TABLES = 40 * MIB  # and for shadow tables
 
 def machine(memory_size: int) -> Machine:
     """A physical machine large enough for one VM of so much memory."""
-    return Machine(memory_size + _TABLES + _RUNS, _RUNS)
+    scattered, runs = room(memory_size)
+    return Machine(scattered + runs, runs)
+
+
+def room(memory_size: int) -> tuple[int, int]:
+    """Bytes that such a VM takes of a machine: in scattered frames, and in runs of consecutive ones."""
+    return memory_size + _TABLES, _RUNS
 
 
 class Shadowed:

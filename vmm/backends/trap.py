@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm.backends.direct import DirectExecution
-from vmm.backends.shadowed import Shadowed, machine
+from vmm.backends.shadowed import Shadowed, machine, room
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
 
-__all__ = ["DirectExecution", "TrapOptions", "build", "machine"]
+__all__ = ["DirectExecution", "TrapOptions", "build", "machine", "room"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from vmm.backends.bt.engine import BinaryTranslation
 from vmm.backends.bt.neighbour import make_neighbour
 from vmm.backends.bt.options import BtOptions
-from vmm.backends.shadowed import Shadowed, machine
+from vmm.backends.shadowed import Shadowed, machine, room
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
-__all__ = ["BinaryTranslation", "BtOptions", "build", "machine"]
+__all__ = ["BinaryTranslation", "BtOptions", "build", "machine", "room"]
 
 
 def build(vm: Vm, options: BtOptions) -> BinaryTranslation:

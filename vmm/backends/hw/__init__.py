@@ -11,7 +11,7 @@ from vmm.machine import MIB, Machine
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
-__all__ = ["Hardware", "HwOptions", "build", "machine"]
+__all__ = ["Hardware", "HwOptions", "build", "machine", "room"]
 
 _RUNS = MIB  # host-physical memory for the control structures
 _TABLES = 40 * MIB  # and for nested or shadow tables
@@ -19,7 +19,13 @@ _TABLES = 40 * MIB  # and for nested or shadow tables
 
 def machine(memory_size: int) -> Machine:
     """A physical machine large enough for one VM of so much memory."""
-    return Machine(memory_size + _TABLES + _RUNS, _RUNS, bus=True)
+    scattered, runs = room(memory_size)
+    return Machine(scattered + runs, runs, bus=True)
+
+
+def room(memory_size: int) -> tuple[int, int]:
+    """Bytes that such a VM takes of a machine: in scattered frames, and in runs of consecutive ones."""
+    return memory_size + _TABLES, _RUNS
 
 
 def build(vm: Vm, options: HwOptions) -> Hardware:

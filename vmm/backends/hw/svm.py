@@ -16,6 +16,7 @@ from vmm.cpu_state import Cpu
 from vmm.machine import FRAME, Machine, MachineError
 
 _SVME = 1 << 12
+_TRIES = 100  # a kick that was meant for another VM may come before VMRUN
 EXIT: Final = 0x100
 """Vectors from here on are exit codes."""
 NESTED_FAULT: Final = 0x500
@@ -100,7 +101,9 @@ class Svm:
             machine.stop()
 
         machine.on_interrupt = first_exit
-        machine.run()
+        for _ in range(_TRIES):
+            if not seen:
+                machine.run()
         if state[machine.controls] != self._vmcb or not seen:
             raise MachineError(f"VMRUN did not enter the guest: vectors {seen}")
         machine.find_requests()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmm.backends.pv.engine import Paravirtual
 from vmm.backends.pv.options import PvOptions
 from vmm.backends.pv.vcpu import PvVcpu
-from vmm.backends.shadowed import machine
+from vmm.backends.shadowed import machine, room
 from vmm.memory import GuestMemory
 from vmm.mmu.host import HostSpace
 from vmm.mmu.linear import LinearMemory
@@ -18,7 +18,7 @@ from vmm.xen.shared_info import SharedInfo
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
-__all__ = ["Paravirtual", "PvOptions", "build", "machine"]
+__all__ = ["Paravirtual", "PvOptions", "build", "machine", "room"]
 
 
 def build(vm: Vm, options: PvOptions) -> Paravirtual:
