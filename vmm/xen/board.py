@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmm.xen.domain import XenDomain
 
 HOME: Final = "/local/domain/1"
-_PORTS: Final = frozenset((0xE9, 0xF4))  # debug console and debug exit
+_PORTS: Final = frozenset((0x80, 0xE9, 0xF4))  # POST code, debug console and debug exit
 
 
 @dataclass(frozen=True, slots=True)
