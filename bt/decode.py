@@ -1,7 +1,7 @@
 """Bytes to instructions: lengths of the plain ones by a table, of the others by Capstone; opcode and operand bytes by a look at them.
 
-Knows the 32-bit instruction format (SDM 2 2.1 "Instruction Format"). Knows nothing of what an instruction does: that is
-the table's business.
+Knows the instruction format of 16-bit, 32-bit and, one at a time, 64-bit code (SDM 2 2.1 "Instruction Format"). Knows nothing of what an
+instruction does: that is the table's business.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Instruction:
 
     address, next: EIP of it and of the one behind it. raw: its bytes. opcode: one byte or 0Fxx. at: index in `raw` of the byte
     behind the opcode (ModRM or immediate); modrm: that byte, 0 when there is none. segment: the override byte, or 0. wide: 32-bit code.
+    long: 64-bit code; rex: its REX prefix, or 0.
     """
 
     address: int
@@ -44,22 +45,39 @@ class Instruction:
     prefixes: int
     segment: int
     wide: bool = True
+    long: bool = False
+    rex: int = 0
+
+    @property
+    def reg(self) -> int:
+        """The register that ModRM's reg field names."""
+        return self.modrm >> 3 & 7 | (self.rex & 4) << 1
+
+    @property
+    def rm(self) -> int:
+        """The register that ModRM's r/m field names, where it names one."""
+        return self.modrm & 7 | (self.rex & 1) << 3
 
     @property
     def text(self) -> str:
         """The instruction as a person reads it."""
-        for _, _, mnemonic, operands in (_capstone if self.wide else _capstone_16).disasm_lite(self.raw, self.address, 1):
+        engine = _capstone_64() if self.long else _capstone if self.wide else _capstone_16
+        for _, _, mnemonic, operands in engine.disasm_lite(self.raw, self.address, 1):
             return f"{mnemonic} {operands}" if operands else mnemonic
         return self.raw.hex()
 
     @property
     def operand_size(self) -> int:
-        """Bytes of an operand, as prefix and kind of code give them: 2 or 4."""
+        """Bytes of an operand, as prefix and kind of code give them: 2, 4 or 8."""
+        if self.rex & 8:
+            return 8
         return 2 if bool(self.prefixes & OPERAND_SIZE) == self.wide else 4
 
     @property
     def address_size(self) -> int:
         """Bytes of an address, likewise."""
+        if self.long:
+            return 4 if self.prefixes & ADDRESS_SIZE else 8
         return 2 if bool(self.prefixes & ADDRESS_SIZE) == self.wide else 4
 
     @property
@@ -120,6 +138,18 @@ def decode(code: bytes, address: int, wide: bool = True) -> Iterator[Instruction
         for size in sizes:
             yield _parse(address + at & 0xFFFFFFFF, code[at : at + size], wide)
             at += size
+
+
+def decode_long(code: bytes, address: int) -> Instruction | None:
+    """The instruction that 64-bit `code` at RIP `address` begins with; None: there is none, or it is cut off."""
+    for _, size, _, _ in _capstone_64().disasm_lite(code[:_LONGEST], address, 1):
+        return _parse_long(address, code[:size])
+    return None
+
+
+@functools.cache
+def _capstone_64() -> capstone.Cs:
+    return capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 
 
 _MODRM = 8  # in a form: a ModRM byte and what it brings follow the opcode
@@ -218,6 +248,19 @@ def _parse(address: int, raw: bytes, wide: bool) -> Instruction:
         opcode = 0x0F00 | raw[at]
         at += 1
     return Instruction(address, address + len(raw) & 0xFFFFFFFF, raw, opcode, at, raw[at] if at < len(raw) else 0, prefixes, segment, wide)
+
+
+def _parse_long(address: int, raw: bytes) -> Instruction:
+    """As `_parse`: a REX prefix counts where it stands last of all prefixes (SDM 2 2.2.1 "REX Prefixes")."""
+    at = 0
+    while at < len(raw) - 1 and (raw[at] in _PREFIXES or raw[at] & 0xF0 == 0x40):
+        at += 1
+    rex = raw[at - 1] if at and raw[at - 1] & 0xF0 == 0x40 else 0
+    legacy = bytes(byte for byte in raw[:at] if byte & 0xF0 != 0x40)
+    found = _parse(address, legacy + raw[at:], True)
+    behind = len(raw) - len(found.raw) + found.at
+    next_ = address + len(raw) & 0xFFFF_FFFF_FFFF_FFFF
+    return Instruction(address, next_, raw, found.opcode, behind, found.modrm, found.prefixes, found.segment, True, True, rex)
 
 
 def memory_operand(instruction: Instruction, extra: int = 0, reg: int | None = None, at: int | None = None) -> bytes:

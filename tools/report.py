@@ -24,6 +24,7 @@ from vmm.machine import MIB
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vmm.vcpu import Vcpu
     from vmm.vm import Vm
 
 _GENERAL = ("EAX", "EBX", "ECX", "EDX", "ESI", "EDI", "EBP", "ESP")
@@ -232,11 +233,9 @@ def registers(vm: Vm) -> str:
     vcpu = vm.vcpu
     flags = vcpu.flags()
     names = " ".join(name for bit, name in _FLAGS if flags >> bit & 1)
-    general = [f"{name}={vcpu.register(_NUMBERS[name]):08x}" for name in _GENERAL]
-    lines = [
-        " ".join(general[:4]),
-        " ".join(general[4:]),
-        f"EIP={vcpu.eip:08x} EFL={flags:08x} [{names}] CPL={vcpu.cpl} {place(vm, vcpu.eip)}".rstrip(),
+    lines = _general(vcpu)
+    lines += [
+        f"{'RIP' if vcpu.code_64 else 'EIP'}={vcpu.eip:08x} EFL={flags:08x} [{names}] CPL={vcpu.cpl} {place(vm, vcpu.eip)}".rstrip(),
         f"CR0={vcpu.cr0:08x} CR2={vcpu.cr2:08x} CR3={vcpu.cr3:08x} CR4={vcpu.cr4:08x} EFER={vcpu.efer:x}",
     ]
     held = [("CS", vcpu.cs), ("SS", vcpu.ss)]
@@ -249,6 +248,16 @@ def registers(vm: Vm) -> str:
     lines.append(f"GDT=     {vcpu.gdt_base:08x} {vcpu.gdt_limit:08x}")
     lines.append(f"IDT=     {vcpu.idt_base:08x} {vcpu.idt_limit:08x}")
     return "\n".join(lines)
+
+
+def _general(vcpu: Vcpu) -> list[str]:
+    """The general registers, four to a line."""
+    if vcpu.code_64:
+        parts = [f"R{name[1:]}={vcpu.register(_NUMBERS[name]):016x}" for name in _GENERAL]
+        parts += [f"{f'R{number}':<3}={vcpu.register(number):016x}" for number in range(8, 16)]
+    else:
+        parts = [f"{name}={vcpu.register(_NUMBERS[name]):08x}" for name in _GENERAL]
+    return [" ".join(parts[first : first + 4]) for first in range(0, len(parts), 4)]
 
 
 def trace(vm: Vm) -> str:

@@ -44,6 +44,7 @@ def options_of(technique: Technique) -> Options:
 def _suited(kernel: str | None) -> str:
     """The back-end for a kernel that says itself what it is made for. One that cannot be read is refused where it is loaded."""
     from tools.guest import choose
+    from vmm.boot.elf import is_elf, is_long
     from vmm.boot.image import read_image
     from vmm.boot.linux import is_linux
     from vmm.boot.xen_notes import has_xen_notes
@@ -53,7 +54,7 @@ def _suited(kernel: str | None) -> str:
             image = read_image(choose(kernel).path, _LARGEST)
             if has_xen_notes(image):
                 return "pv"
-            if is_linux(image):
+            if is_linux(image) or is_elf(image) and is_long(image):
                 return "hw"
     return "bt"
 

@@ -1,7 +1,7 @@
 """Who called whom in a stopped guest: its stack frames by frame pointer, with names where the kernel's file has symbols.
 
-Knows the frame layout of i386 code that keeps EBP (System V ABI, Intel386 supplement, 3-15 "Standard Stack Frame"): [EBP] is the
-caller's EBP, [EBP+4] the return address. Trusts nothing that it finds: a wild guest's stack may hold anything.
+Knows the frame layout of code that keeps EBP (System V ABI, Intel386 supplement, 3-15 "Standard Stack Frame"; the AMD64 supplement's is twice as
+wide): [EBP] is the caller's EBP, [EBP+4] the return address. Trusts nothing that it finds: a wild guest's stack may hold anything.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm.faults import GuestPageFault
+from vmm.faults import GuestFault
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -41,7 +41,7 @@ def backtrace(vm: Vm, most: int = MOST) -> Backtrace:
     Reads as the virtual CPU does, so it may set the accessed bits of the stack's pages in the guest's tables.
     """
     vcpu = vm.vcpu
-    eip, ebp = vcpu.eip, vcpu.register(5)
+    eip, ebp, width = vcpu.eip, vcpu.register(5), 8 if vcpu.code_64 else 4
     frames = [Frame(eip, ebp, _name(vm, eip))]
     if not _is_code(vm, eip):  # a call to nowhere made no frame: its return address is still on top of the stack
         caller = _word(vm, vcpu.esp)
@@ -50,7 +50,7 @@ def backtrace(vm: Vm, most: int = MOST) -> Backtrace:
     while len(frames) < most:
         if ebp == 0:
             return Backtrace(tuple(frames), "the frame pointer is 0")
-        outer, back_to = _word(vm, ebp), _word(vm, ebp + 4)
+        outer, back_to = _word(vm, ebp), _word(vm, ebp + width)
         if outer is None or back_to is None:
             return Backtrace(tuple(frames), f"no memory at the frame pointer {ebp:#x}")
         if not _is_code(vm, back_to):
@@ -63,10 +63,10 @@ def backtrace(vm: Vm, most: int = MOST) -> Backtrace:
 
 
 def _word(vm: Vm, offset: int) -> int | None:
-    """The 32-bit word at an offset in the stack segment, None where there is no memory."""
+    """The word at an offset in the stack segment, None where there is no memory. In 64-bit code it has 64 bits, and the segment no base."""
     try:
-        return vm.linear.read_int(vm.vcpu.ss.base + offset & 0xFFFFFFFF, 4)
-    except GuestPageFault:
+        return vm.linear.read_int(offset, 8) if vm.vcpu.code_64 else vm.linear.read_int(vm.vcpu.ss.base + offset & 0xFFFFFFFF, 4)
+    except GuestFault:
         return None
 
 
@@ -75,8 +75,9 @@ def _is_code(vm: Vm, eip: int) -> bool:
     if eip == 0:
         return False
     try:
-        return vm.paging.walk(vm.vcpu.cs.base + eip & 0xFFFFFFFF).gpa < vm.paging.memory.size
-    except GuestPageFault:
+        linear = eip if vm.vcpu.code_64 else vm.vcpu.cs.base + eip & 0xFFFFFFFF
+        return vm.paging.walk(linear).gpa < vm.paging.memory.size
+    except GuestFault:
         return False
 
 

@@ -1,9 +1,9 @@
 """Delivery of exceptions and interrupts into a guest through its IDT: the only place that does it.
 
 What a CPU does between an event and the first instruction of its handler (SDM 3A 6.12.1 "Exception- or Interrupt-Handler
-Procedures", 3B 20.1.4 "Interrupt and Exception Handling" in real mode, 20.3 "Interrupt and Exception Handling in Virtual-8086 Mode"),
-including what goes wrong on the way: double and triple faults (SDM 3A 6.15). This CPU delivers nothing by itself, so every event of every
-back-end comes through here.
+Procedures", 6.14 "Exception and Interrupt Handling in 64-bit Mode", 3B 20.1.4 "Interrupt and Exception Handling" in real mode,
+20.3 "Interrupt and Exception Handling in Virtual-8086 Mode"), including what goes wrong on the way: double and triple faults (SDM 3A 6.15).
+This CPU delivers nothing by itself, so every event of every back-end comes through here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,21 @@ from vmm.segments import Segments
 from vmm.stack import Stack
 from vmm.vcpu import Vcpu
 from vmm.x86.bits import CONTRIBUTORY, ERROR_CODE_VECTORS, Cr0, Dr7, Flag, Vector
-from vmm.x86.descriptors import CODE, CONFORMING, INTERRUPT_GATE, PRESENT, SEGMENT, TASK_GATE, TRAP_GATE, Segment, dpl, segment, system_type
+from vmm.x86.descriptors import (
+    CODE,
+    CONFORMING,
+    INTERRUPT_GATE,
+    LONG_CODE,
+    PRESENT,
+    SEGMENT,
+    TASK_GATE,
+    TRAP_GATE,
+    WIDE,
+    Segment,
+    dpl,
+    segment,
+    system_type,
+)
 
 _FAULTS_WITH_RF = frozenset((0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17, 19))
 
@@ -67,6 +81,9 @@ class Events:
         vcpu = self.vcpu
         if not vcpu.cr0 & Cr0.PE:
             self._deliver_real(vector, back_to)
+            return
+        if self.linear.paging.long:
+            self._deliver_long(vector, error, software=software, external=external, back_to=back_to)
             return
         ext = 0 if software else 1
         about_gate = vector << 3 | 2 | ext
@@ -123,6 +140,60 @@ class Events:
         off = Flag.TF | Flag.NT | Flag.RF | Flag.VM | (Flag.IF if kind & 1 == 0 else 0)
         vcpu.set_flags(flags & ~off)
         self._delivered(vector)
+
+    def _deliver_long(self, vector: int, error: int | None, *, software: bool, external: bool, back_to: int) -> None:
+        """In long mode: gates of 16 bytes into 64-bit code, a stack from the TSS by the gate's wish too, and five words or six in any case."""
+        vcpu, linear = self.vcpu, self.linear
+        ext = 0 if software else 1
+        about_gate = vector << 3 | 2 | ext
+        if vector * 16 + 15 > vcpu.idt_limit:
+            raise GuestFault(Vector.GP, about_gate)
+        gate = linear.read_int(vcpu.idt_base + vector * 16, 16)
+        high = gate >> 32 & 0xFFFFFFFF
+        kind = system_type(high)
+        if high & SEGMENT or kind not in (INTERRUPT_GATE, TRAP_GATE) or software and dpl(high) < vcpu.cpl:
+            raise GuestFault(Vector.GP, about_gate)
+        if not high & PRESENT:
+            raise GuestFault(Vector.NP, about_gate)
+        offset = gate & 0xFFFF | high & 0xFFFF0000 | gate >> 32 & 0xFFFFFFFF_00000000
+        selector = gate >> 16 & 0xFFFF
+        if not selector & 0xFFFC:
+            raise GuestFault(Vector.GP, ext)
+        descriptor, address = self.segments.descriptor(selector, Vector.GP, ext)
+        code = descriptor >> 32
+        level = vcpu.cpl if code & CONFORMING else dpl(code)
+        if not code & SEGMENT or not code & CODE or level > vcpu.cpl or code & (LONG_CODE | WIDE) != LONG_CODE:
+            raise GuestFault(Vector.GP, selector & 0xFFFC | ext)
+        if not code & PRESENT:
+            raise GuestFault(Vector.NP, selector & 0xFFFC | ext)
+        inner, stack_number = level < vcpu.cpl, high & 7
+        rsp = self._inner_rsp(level, stack_number, ext) if inner or stack_number else vcpu.esp
+        flags = vcpu.flags()
+        if not software and not external and vector in _FAULTS_WITH_RF:
+            flags |= Flag.RF
+        frame = [back_to, vcpu.cs.selector, flags, vcpu.esp, vcpu.ss.selector]
+        if error is not None and vector in ERROR_CODE_VECTORS:
+            frame.insert(0, error)
+        rsp = (rsp & ~0xF) - 8 * len(frame)
+        if rsp + (1 << 47) >> 48 & 0xFFFF:
+            raise GuestFault(Vector.SS, ext)
+        linear.write(rsp, b"".join(value.to_bytes(8, "little") for value in frame), level == 3)
+        entered = segment(selector & 0xFFFC | level, self.segments.mark_accessed(descriptor, address))
+        if inner:
+            vcpu.ss = Segment(level, 0, 0, level << 13)
+        vcpu.cs = entered
+        vcpu.cpl = level
+        vcpu.esp, vcpu.eip = rsp, offset
+        vcpu.set_flags(flags & ~(Flag.TF | Flag.NT | Flag.RF | Flag.VM | (Flag.IF if kind == INTERRUPT_GATE else 0)))
+        self._delivered(vector)
+
+    def _inner_rsp(self, level: int, stack_number: int, ext: int) -> int:
+        """A stack pointer out of the TSS: the gate's, or else the privilege level's (SDM 3A 7.7 "Task Management in 64-bit Mode")."""
+        tr = self.vcpu.tr
+        offset = 0x1C + 8 * stack_number if stack_number else 4 + 8 * level
+        if offset + 7 > tr.limit:
+            raise GuestFault(Vector.TS, tr.selector & 0xFFFC | ext)
+        return self.linear.read_int(tr.base + offset, 8)
 
     def _delivered(self, vector: int) -> None:
         vcpu = self.vcpu

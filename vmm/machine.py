@@ -23,6 +23,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from vmm.cpu_state import Cpu, LayoutError, find_exit_check_flag, find_features, find_interrupt_request, find_live_state
 from vmm.world import HANDLERS, World
+from vmm.x86.descriptors import LONG_CODE
 from vmm.x86.svm import ExitCode
 
 FRAME = 4096
@@ -42,8 +43,9 @@ BUS = 1 << 39
 _INTERCEPT_BASE = 0x60  # the exit code that stands for bit 0 of the CPU's first word of intercepts
 _INTR_PIN = 2  # of the requests that the CPU looks at between instructions
 _VIRTUAL = 1 << 8  # and the guest's own
-_LONG_MODE = 1 << 14  # in the decoding flags
+_LONG_MODE, _CODE_64, _SMAP = 1 << 14, 1 << 15, 1 << 23  # in the decoding flags
 _NESTED = 1 << 6  # in those behind them
+_AC = 1 << 18  # in EFLAGS
 _GUEST_MODE = 1 << 21  # in the decoding flags: intercepts are active
 
 _COMPILED_CODE = 16 * MIB  # the engine's buffer: when it is full all of it is dropped; by default it would grow to 1 GiB
@@ -80,7 +82,8 @@ class Machine:
     """One CPU and `size` bytes of host-physical memory (a multiple of 4096, below 4 GiB), `runs` of them kept for `allocate_run`.
 
     memory, words, quads: all of it as bytes, 32-bit and 64-bit words; a host-physical address (divided by the width) indexes it.
-    state: the CPU's live state as 32-bit words, indexed by `Cpu`. Exact inside a callback and between runs.
+    state: the CPU's live state as 32-bit words, indexed by `Cpu`; wide: the same as 64-bit words, of which each is two of those. Exact
+    inside a callback and between runs.
     The handlers are called inside the engine: on_interrupt(vector) for every exception and INT, on_invalid() for an
     undefined instruction, on_port(port, size, value or None to read), on_cpuid() for CPUID: True when it was emulated,
     on_fast_call() for SYSENTER and SYSCALL, which returns the instruction's size in bytes.
@@ -211,15 +214,16 @@ class Machine:
         """
         self.running = True
         count = most or (0 if self.precise_kicks else _SLICE)
-        error = uclib.uc_emu_start(self._handle, ctypes.c_uint64(self.state[Cpu.EIP]), ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_size_t(count))
+        begin = ctypes.c_uint64(self.wide[Cpu.EIP >> 1])
+        error = uclib.uc_emu_start(self._handle, begin, ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_size_t(count))
         self.running = False
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
         if error == uc_const.UC_ERR_FETCH_PROT:
-            raise NoCode(f"no code at {self.state[Cpu.EIP]:#x}")
+            raise NoCode(f"no code at {self.wide[Cpu.EIP >> 1]:#x}")
         if error:
-            raise MachineError(f"the engine stopped with error {error} at {self.state[Cpu.EIP]:#x}")
+            raise MachineError(f"the engine stopped with error {error} at {self.wide[Cpu.EIP >> 1]:#x}")
 
     def stop(self) -> None:
         """Ends the run, from inside a handler: before the next instruction."""
@@ -256,14 +260,17 @@ class Machine:
         """Writes a segment register's hidden part; `attributes` is the descriptor's second word. `set_mode` must follow."""
         state = self.state
         state[at] = selector
-        state[at + Cpu.BASE] = base
-        state[at + Cpu.BASE + 1] = 0
+        state[at + Cpu.BASE] = base & 0xFFFFFFFF
+        state[at + Cpu.BASE + 1] = base >> 32
         state[at + Cpu.LIMIT] = limit
         state[at + Cpu.ATTRIBUTES] = attributes
 
-    def set_mode(self, cpl: int) -> None:
-        """Makes up the decoding flags for compatibility-mode code at `cpl` from the segments now in CS, SS, DS and ES."""
+    def set_mode(self, cpl: int, *, long: bool = False) -> None:
+        """Makes up the decoding flags for code at `cpl` from the segments now in CS, SS, DS and ES. long: CS may be one of 64-bit code."""
         state = self.state
+        if long and state[Cpu.CS + Cpu.ATTRIBUTES] & LONG_CODE:
+            state[Cpu.HFLAGS] = state[Cpu.HFLAGS] & ~0x807B | cpl | _CODE_64 | 0x30
+            return
         mode = state[Cpu.HFLAGS] & ~0x807B | cpl  # clears CPL, interrupt shadow, CS32, SS32, ADDSEG, CS64
         mode |= (state[Cpu.CS + Cpu.ATTRIBUTES] >> 22 & 1) << 4 | (state[Cpu.SS + Cpu.ATTRIBUTES] >> 22 & 1) << 5
         if not mode & 0x10 or state[Cpu.DS + Cpu.BASE] or state[Cpu.ES + Cpu.BASE] or state[Cpu.SS + Cpu.BASE]:
@@ -296,13 +303,13 @@ class Machine:
         self._uc.reg_write(uc_x86.UC_X86_REG_CR4, value)
 
     def set_cr3(self, value: int) -> None:
-        """Loads physical CR3 (below 4 GiB) and so flushes the TLB."""
+        """Loads physical CR3 and so flushes the TLB."""
         self._cr3.value = value
         uclib.uc_reg_write(*self._write_cr3)
 
     def flush_tlb(self) -> None:
         """Forgets all cached address translations, the guest's too where CR3 is the guest's own."""
-        self._cr3.value = self.state[Cpu.CR3] | self.state[Cpu.CR3 + 1] << 32
+        self._cr3.value = self.wide[Cpu.CR3 >> 1]
         uclib.uc_reg_write(*self._write_cr3)
 
     def flush_code(self) -> None:
@@ -373,6 +380,14 @@ class Machine:
         self._uc.msr_write(number, value)
         self.state[Cpu.HFLAGS] |= active
 
+    def read_msr(self, number: int) -> int:
+        """The value of one of the CPU's own MSRs."""
+        active = self.state[Cpu.HFLAGS] & _GUEST_MODE
+        self.state[Cpu.HFLAGS] ^= active  # as above
+        value: int = self._uc.msr_read(number)
+        self.state[Cpu.HFLAGS] |= active
+        return value
+
     def count_instructions(self) -> None:
         """Lets runs end exactly where `run` is told to, and kicks nowhere. Nothing may have run before."""
         self.precise_kicks = False
@@ -382,10 +397,12 @@ class Machine:
     def drop_frame_code(self, hfn: int) -> None:
         """Drops the compiled code of a frame of RAM, wherever the guest has it mapped."""
         state, linear = self.state, 1 << 62 | hfn * FRAME  # no guest computes such an address: no translation of its own is there
-        cr0, modes, nesting = state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2]
-        state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2] = cr0 & 0x7FFFFFFF, modes & ~_LONG_MODE, nesting & ~_NESTED
+        cr0, modes, nesting, flags = state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2], state[Cpu.EFLAGS]
+        # With SMAP in force the CPU keeps its translations apart; no guest has it, so none finds the one that this leaves behind.
+        state[Cpu.HFLAGS] = modes & ~(_LONG_MODE | _CODE_64 | 3) | _SMAP
+        state[Cpu.CR0], state[Cpu.HFLAGS2], state[Cpu.EFLAGS] = cr0 & 0x7FFFFFFF, nesting & ~_NESTED, flags & ~_AC
         self.drop_code(linear, FRAME)
-        state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2] = cr0, modes, nesting
+        state[Cpu.CR0], state[Cpu.HFLAGS], state[Cpu.HFLAGS2], state[Cpu.EFLAGS] = cr0, modes, nesting, flags
 
     def watch_code(self, on_code: Callable[[int, int], None]) -> None:
         """From now on on_code(linear, size) is called for each block that the engine compiles, before it runs. What there is is dropped."""
@@ -493,6 +510,7 @@ class Machine:
         self.engine, self._state_address = engine, address
         self._image = (ctypes.c_uint32 * (size // 4)).from_address(address)
         self.state = memoryview(self._image).cast("B").cast("I")
+        self.wide = self.state.cast("B")[: size & ~7].cast("Q")
         self.error_code, self.is_int, self.debug, self.old_exception = debug - 4, debug - 3, debug, debug + 24
         place = find_features(address, size)
         self.features = (ctypes.c_uint64 * 8).from_address(place) if place is not None else None
@@ -587,10 +605,9 @@ class Machine:
 
     def _fast_call(self, _handle: int, _data: int) -> None:
         """SYSENTER and SYSCALL: behind this the CPU adds the instruction's size to EIP, and does nothing else."""
-        state = self.state
         try:
             size = self.on_fast_call()
-            state[Cpu.EIP] = state[Cpu.EIP] - size & 0xFFFFFFFF
+            self.wide[Cpu.EIP >> 1] = self.wide[Cpu.EIP >> 1] - size & 0xFFFF_FFFF_FFFF_FFFF
         except BaseException as failure:
             self._fail(failure)
 

@@ -1,7 +1,7 @@
 """Operands of an instruction that the VMM emulates: effective addresses, and reads and writes of registers and memory.
 
-Knows ModRM, SIB and segment overrides (SDM 2 2.1.5 "Addressing-Mode Encoding of ModR/M and SIB Bytes"), in 32-bit and 16-bit
-addressing. Knows no instruction.
+Knows ModRM, SIB, REX and segment overrides (SDM 2 2.1.5 "Addressing-Mode Encoding of ModR/M and SIB Bytes", 2.2.1 "REX Prefixes"), in 64-bit,
+32-bit and 16-bit addressing. Knows no instruction.
 """
 
 from __future__ import annotations
@@ -46,9 +46,34 @@ class Operands:
     def address(self, instruction: Instruction) -> int:
         """Linear address of the memory operand."""
         raw, at = instruction.raw, instruction.at
+        if instruction.long:
+            return self._address_64(instruction)
         mod, rm = raw[at] >> 6, raw[at] & 7
         offset, segment = self._offset_16(raw, at, mod, rm) if instruction.address_size == 2 else self._offset_32(raw, at, mod, rm)
         return self.overridden(instruction, segment) + offset & 0xFFFFFFFF
+
+    def _address_64(self, instruction: Instruction) -> int:
+        """In 64-bit code, where only FS and GS have a base, and a displacement alone is relative to the next instruction."""
+        raw, behind, register = instruction.raw, instruction.at + 1, self.vcpu.register
+        mod, rm, rex = instruction.modrm >> 6, instruction.modrm & 7, instruction.rex
+        offset, relative = 0, mod == 0 and rm == 5
+        if rm == 4:
+            sib = raw[behind]
+            behind += 1
+            index, rm = sib >> 3 & 7 | (rex & 2) << 2, sib & 7
+            if index != 4:
+                offset += register(index) << (sib >> 6)
+        if mod == 0 and rm == 5:
+            size = 4
+            offset += instruction.next if relative else 0
+        else:
+            offset += register(rm | (rex & 1) << 3)
+            size = (0, 1, 4)[mod]
+        offset += int.from_bytes(raw[behind : behind + size], "little", signed=True)
+        offset &= (1 << 8 * instruction.address_size) - 1
+        named = _OVERRIDES.get(instruction.segment)
+        base = self.vcpu.state[named + Cpu.BASE] | self.vcpu.state[named + Cpu.BASE + 1] << 32 if named in (Cpu.FS, Cpu.GS) else 0
+        return base + offset & 0xFFFF_FFFF_FFFF_FFFF
 
     def _offset_32(self, raw: bytes, at: int, mod: int, rm: int) -> tuple[int, int]:
         register, segment, behind, offset = self.vcpu.register, Cpu.DS, at + 1, 0
@@ -76,13 +101,13 @@ class Operands:
     def read(self, instruction: Instruction, size: int) -> int:
         """The r/m operand of `size` bytes."""
         if instruction.modrm >= 0xC0:
-            return self.vcpu.register(instruction.modrm & 7) & (1 << 8 * size) - 1
+            return self.vcpu.register(instruction.rm) & (1 << 8 * size) - 1
         return self.linear.read_int(self.address(instruction), size, self.vcpu.cpl == 3)
 
     def write(self, instruction: Instruction, size: int, value: int) -> None:
         """Writes the r/m operand; a register keeps its upper part when `size` is 2."""
         if instruction.modrm >= 0xC0:
-            self.write_register(instruction.modrm & 7, size, value)
+            self.write_register(instruction.rm, size, value)
         else:
             self.linear.write_int(self.written_address(instruction), size, value, self.vcpu.cpl == 3)
 
@@ -96,7 +121,7 @@ class Operands:
         """Writes a general register's low `size` bytes."""
         vcpu = self.vcpu
         mask = (1 << 8 * size) - 1
-        vcpu.set_register(number, vcpu.register(number) & ~mask | value & mask)
+        vcpu.set_register(number, (0 if size == 4 else vcpu.register(number) & ~mask) | value & mask)
 
     def stack(self) -> Stack:
         """The current stack."""

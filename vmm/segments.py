@@ -40,8 +40,17 @@ class Segments:
             base, limit = vcpu.gdt_base, vcpu.gdt_limit
         if (selector & 0xFFF8) + 7 > limit:
             raise GuestFault(vector, error)
-        address = base + (selector & 0xFFF8) & 0xFFFFFFFF
+        address = base + (selector & 0xFFF8) & self.linear.paging.mask
         return self.linear.read_int(address, 8), address
+
+    def system_descriptor(self, selector: int) -> tuple[int, int]:
+        """As `descriptor`, for an LDT's or a TSS's, which in long mode has 16 bytes (SDM 3A 3.5 "System Descriptor Types")."""
+        descriptor, address = self.descriptor(selector)
+        if self.linear.paging.long:
+            if (selector & 0xFFF8) + 15 > self.vcpu.gdt_limit:
+                raise GuestFault(Vector.GP, selector & 0xFFFC)
+            descriptor |= self.linear.read_int(address + 8 & self.linear.paging.mask, 8) << 64
+        return descriptor, address
 
     def mark_accessed(self, descriptor: int, address: int) -> int:
         """Sets the descriptor's accessed bit in memory; returns the descriptor with it."""

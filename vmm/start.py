@@ -55,6 +55,8 @@ class Domain:
 class Start:
     """The first state of a guest: protected mode, flat 32-bit segments, paging off, A20 open, IF=0 (Multiboot 0.6.96, 3.2 "Machine state").
 
+    With `long_tables`, the guest-physical address of four-level page tables: in long mode under those, CS being a segment of 64-bit code.
+
     `entry` is the first EIP: with paging off and flat segments, a guest-physical address. `kind` is "multiboot", "elf", "flat" or "xen": the
     last starts with paging on, as its `domain` says, and has no GDT of its own.
     The GDT of `gdt_limit + 1` bytes lies in guest memory at `gdt_base`; CS is `cs`, every data segment and SS is `ds`, and a limit of
@@ -78,3 +80,4 @@ class Start:
     esp: int = STACK
     eflags: int = 2
     domain: Domain | None = None
+    long_tables: int = 0

@@ -43,6 +43,7 @@ class Vcpu(Protocol):
 
     trap_flag: TF in virtual kernel mode. inhibited: no interrupt before the next instruction is done. state: the CPU's live state, for
     what is always the guest's own. delivered: events so far. debug: DR0 to DR7. msrs: the MSRs that exist and are no more than stored values.
+    code_64: in 64-bit code; registers, EIP and ESP have 64 bits then, otherwise 32.
     """
 
     state: memoryview[int]
@@ -70,6 +71,9 @@ class Vcpu(Protocol):
     esp: int
 
     @property
+    def code_64(self) -> bool: ...
+
+    @property
     def debug(self) -> Registers: ...
 
     @property
@@ -92,6 +96,8 @@ class DeprivilegedVcpu:
 
     eip, cpl, cs and ss are exact whenever the monitor handles an exit.
     """
+
+    code_64 = False
 
     cr0 = _word(Word.CR0, "CR0 as the guest sees it")
     cr2 = _word(Word.CR2, "CR2")

@@ -17,7 +17,7 @@ from vmm.board import LOCAL_APIC, build_board
 from vmm.boot import load
 from vmm.clock import SECOND, Clock
 from vmm.console import Console, Recorder
-from vmm.cpuid import cpuid, initial_msrs
+from vmm.cpuid import CPU_32
 from vmm.devices import stop as device_stop
 from vmm.devices.disk import Disk
 from vmm.errors import InputError
@@ -61,7 +61,7 @@ class Vm:
     memory_mib: guest memory in MiB. options: which back-end, and how it works. disks: in the order primary master, primary slave, ...
     console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None. icount: virtual time is the number of
     instructions retired instead. The parts named below are the back-end's: it puts them under the VM. domain: what a paravirtual guest has in
-    place of a PC.
+    place of a PC. cpu_model: the CPU that the guest sees; a back-end that can run another says so.
     """
 
     memory: GuestMemory
@@ -95,8 +95,9 @@ class Vm:
             raise InputError(f"--icount: --backend {self.options.backend} does not count instructions")
         self.icount = InstructionTime(lambda: self.backend.retired()) if icount else None
         self.clock = Clock(self.icount.now if self.icount else time_source)
+        self.cpu_model = CPU_32
         self.backend = build(self, self.options)
-        self.vcpu.msrs = initial_msrs()
+        self.vcpu.msrs = self.cpu_model.msrs()
         (self.scratch_frame,) = machine.allocate(1)
         self.segments = Segments(self.vcpu, self.linear)
         self.operands = Operands(self.vcpu, self.linear)
@@ -126,7 +127,8 @@ class Vm:
     ) -> None:
         """Loads a kernel and sets the virtual CPU to its entry. Raises InputError."""
         if self.domain is None:
-            self.start = load(path, self.memory, append=append, modules=modules, initrd=initrd, address=address)
+            long_mode = self.cpu_model.long_mode
+            self.start = load(path, self.memory, append=append, modules=modules, initrd=initrd, address=address, long_mode=long_mode)
             self.backend.start(self.start)
             return
         from vmm.boot.xen import load_domain  # only these guests need it
@@ -224,7 +226,7 @@ class Vm:
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """What CPUID answers."""
-        return cpuid(leaf, subleaf)
+        return self.cpu_model.cpuid(leaf, subleaf)
 
 
 class _Detached:

@@ -45,7 +45,9 @@ CASES = [
     ("run empty", "empty: ", "empty"),
     ("run text", "text: ", "not a kernel"),
     ("run truncated", "truncated: ", "beyond the end"),
-    ("run elf64", "elf64: ", "64-bit"),
+    ("run elf64", "elf64: ", "corrupted ELF header"),
+    ("run elf64 --backend bt", "elf64: ", "64-bit x86-64 kernel, which only --backend hw runs"),
+    ("run elf64 --backend hw --mmu shadow", "elf64: ", "64-bit"),
     ("run broken.gz", "broken.gz: ", "gzip"),
     ("run rings -m 1", "rings", "memory"),
     ("run hello --module gone", "gone: ", "no such file"),
@@ -126,7 +128,7 @@ def test_files_that_are_not_for_us(folder: Path, capfd: pytest.CaptureFixture[st
 
 def test_as_a_process(folder: Path) -> None:
     """The same from outside: no traceback, and no standard output."""
-    call = [sys.executable, "-c", "from tools.cli import main; main()", "run", str(folder / "elf64")]
+    call = [sys.executable, "-c", "from tools.cli import main; main()", "run", str(folder / "elf64"), "--backend", "bt"]
     result = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"vmm: {folder / 'elf64'}: 64-bit") or "64-bit" in result.stderr

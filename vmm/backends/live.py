@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bt.decode import Instruction, decode
+from bt.decode import Instruction, decode, decode_long
 from bt.discover import LONGEST
 from vmm.cpu_state import Cpu
-from vmm.faults import GuestPageFault
+from vmm.faults import GuestFault
 from vmm.x86.bits import Vector
 
 if TYPE_CHECKING:
@@ -20,24 +20,31 @@ if TYPE_CHECKING:
 def load_tables(vm: Vm) -> None:
     """Whatever the VMM walks from now on, it walks by the tables that are in use now."""
     state = vm.vcpu.state
-    vm.paging.load(state[Cpu.CR0], state[Cpu.CR3], state[Cpu.CR4], vm.vcpu.efer, reload_pdptes=True)
+    vm.paging.load(state[Cpu.CR0], vm.vcpu.cr3, state[Cpu.CR4], vm.vcpu.efer, reload_pdptes=True)
+
+
+def code_address(vm: Vm, eip: int) -> int:
+    """The linear address of EIP in the code that runs: 64-bit code has no base."""
+    return eip & 0xFFFF_FFFF_FFFF_FFFF if vm.vcpu.code_64 else vm.vcpu.cs.base + eip & 0xFFFFFFFF
 
 
 def instruction_at(vm: Vm) -> Instruction | None:
     """The instruction at EIP; None when it cannot be fetched any more."""
     vcpu, linear_memory = vm.vcpu, vm.linear
     code = vcpu.cs
-    linear, user = code.base + vcpu.eip & 0xFFFFFFFF, vcpu.cpl == 3
+    linear, user = code_address(vm, vcpu.eip), vcpu.cpl == 3
     room = min(LONGEST, 0x1000 - (linear & 0xFFF))
     try:
         raw = linear_memory.read(linear, room, user, fetch=True)
         if room < LONGEST:
             try:
-                raw += linear_memory.read(linear + room & 0xFFFFFFFF, LONGEST - room, user, fetch=True)
-            except GuestPageFault:
+                raw += linear_memory.read(code_address(vm, vcpu.eip + room), LONGEST - room, user, fetch=True)
+            except GuestFault:
                 pass  # it ends before that page, or the next look finds nothing
-    except GuestPageFault:
+    except GuestFault:
         return None
+    if vcpu.code_64:
+        return decode_long(raw, vcpu.eip)
     return next(decode(raw, vcpu.eip, code.wide), None)
 
 
@@ -46,7 +53,7 @@ def int_size(vm: Vm, vector: int, behind: int) -> int:
     if vector not in (Vector.BP, Vector.OF):
         return 2
     try:
-        raw = vm.linear.read(vm.vcpu.cs.base + behind - 2 & 0xFFFFFFFF, 2)
-    except GuestPageFault:
+        raw = vm.linear.read(code_address(vm, behind - 2), 2)
+    except GuestFault:
         return 1
     return 2 if raw[0] == 0xCD and raw[1] == vector else 1

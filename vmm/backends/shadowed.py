@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.cpu_state import GENERAL, Cpu
-from vmm.cpuid import OFFERED
+from vmm.cpuid import CPU_32
 from vmm.emulate import set_cr0
 from vmm.machine import FRAME, MIB, Machine
 from vmm.memory import GuestMemory
@@ -74,7 +74,7 @@ class Shadowed:
     def enter_start(self, vm: Vm, start: Start) -> None:
         """Sets the virtual CPU to the guest's first instruction, and the physical one to the deprivileged state that stands for it."""
         vcpu, machine = vm.vcpu, vm.machine
-        machine.offer(OFFERED)
+        machine.offer(CPU_32.offered)
         machine.enter_long_mode(self.mmu.current.cr3)
         self.descriptors.enter(user=False)
         vcpu.cpl = 0

@@ -1,7 +1,7 @@
 """Loading a guest: a kernel's file in, filled guest memory and a start state out.
 
-Knows which kinds of image there are: multiboot 1 (as ELF, or flat with addresses in its header), plain 32-bit ELF, and a flat binary at an
-address, each gzip'ed or not. Knows no virtual CPU and no device: it runs nothing.
+Knows which kinds of image there are: multiboot 1 (as ELF, or flat with addresses in its header), plain 32-bit ELF, Linux (a bzImage, or any plain
+64-bit ELF), and a flat binary at an address, each gzip'ed or not. Knows no virtual CPU and no device: it runs nothing.
 
 Everything is checked and placed before the first byte is written, so that bad input leaves guest memory as it was.
 """
@@ -32,20 +32,22 @@ def load(
     modules: Sequence[str] = (),
     initrd: str | None = None,
     address: int | None = None,
+    long_mode: bool = False,
 ) -> Start:
     """Loads the kernel image `path` into `memory` and says how to start it.
 
     `append` is the kernel command line; a multiboot kernel is told "PATH APPEND", as by QEMU. Each of `modules` is "FILE ARGS", told to the kernel
     as it stands; `initrd` is more of them in QEMU's form: separated by commas, a doubled comma stands for one. `address` is the guest-physical
-    address of a flat binary, which starts there.
+    address of a flat binary, which starts there. `long_mode`: the CPU has it, so 64-bit kernels can run.
 
-    Raises InputError, and then nothing is written: unreadable, empty, truncated, corrupted or 64-bit files, unknown formats, a broken
-    multiboot header, anything that has no place in memory, an absent module, an option that this kind of image has no use for.
+    Raises InputError, and then nothing is written: unreadable, empty, truncated or corrupted files, 64-bit ones without long mode, unknown
+    formats, a broken multiboot header, anything that has no place in memory, an absent module, an option that this kind of image has no use for.
     """
     image = read_image(path, memory.size)
     layout = Layout(path, memory.size)
     if address is None and linux.is_linux(image):
-        start = _load_linux(path, image, layout, append, modules, initrd)
+        _check_no_modules(path, modules)
+        start = linux.load(path, image, layout, _c_string("--append", append), _disk(initrd, layout), long_mode=long_mode)
         layout.write(memory)
         return start
     module_texts = [*modules, *_initrd_modules(initrd)]
@@ -54,10 +56,13 @@ def load(
         _check_unused(path, "a flat binary", append, module_texts)
     else:
         if elf.is_elf(image):
-            elf.check_machine(path, image)
+            elf.check_machine(path, image, long_mode=long_mode)
         header = multiboot.find(path, image)
         if header is not None:
             start = _load_multiboot(path, image, layout, header, append, module_texts)
+        elif elf.is_elf(image) and elf.is_long(image):
+            _check_no_modules(path, modules)
+            start = linux.load_vmlinux(path, image, layout, _c_string("--append", append), _disk(initrd, layout))
         elif elf.is_elf(image):
             if has_xen_notes(image):
                 raise InputError(f"{path}: a paravirtual kernel for Xen, which --backend pv runs")
@@ -70,11 +75,13 @@ def load(
     return start
 
 
-def _load_linux(path: str, image: bytes, layout: Layout, append: str, modules: Sequence[str], initrd: str | None) -> Start:
+def _check_no_modules(path: str, modules: Sequence[str]) -> None:
     if modules:
         raise InputError(f"{path}: a Linux kernel takes no modules (--module): its RAM disk is --initrd")
-    disk = read_file(initrd, layout.memory_end, f"larger than the guest's memory ({mib(layout.memory_end)})") if initrd is not None else None
-    return linux.load(path, image, layout, _c_string("--append", append), disk)
+
+
+def _disk(initrd: str | None, layout: Layout) -> bytes | None:
+    return None if initrd is None else read_file(initrd, layout.memory_end, f"larger than the guest's memory ({mib(layout.memory_end)})")
 
 
 def _load_flat(path: str, image: bytes, layout: Layout, address: int) -> Start:
@@ -96,9 +103,9 @@ def _load_multiboot(path: str, image: bytes, layout: Layout, header: multiboot.H
     if header.flat is not None:
         entry = _place_flat(path, header.flat, image, layout)
         with suppress(InputError):  # its ELF headers, if any, do not count: they only may know the symbols
-            parsed = elf.parse(path, image)
+            parsed = elf.parse(path, image, long_mode=True)
     elif elf.is_elf(image):
-        parsed = elf.parse(path, image)
+        parsed = elf.parse(path, image, long_mode=True)  # which was looked at before
         entry = _place_segments(path, parsed, image, layout)
     else:
         # A disk image with a multiboot kernel near its beginning gets here as well.
@@ -149,7 +156,7 @@ def _place_module(text: str, layout: Layout) -> bootinfo.Module:
 
 def _symbols(path: str, parsed: elf.Elf, image: bytes) -> Symbols:
     ranges = [Range(segment.vaddr, segment.paddr, segment.memsz) for segment in parsed.segments]
-    return Symbols(path, *elf.symbol_table(parsed, image), ranges)
+    return Symbols(path, *elf.symbol_table(parsed, image), ranges, long=parsed.long)
 
 
 def _initrd_modules(initrd: str | None) -> list[str]:

@@ -92,7 +92,7 @@ def place_symbols(layout: Layout, image: elf.Elf, data: bytes) -> ElfSections | 
     Sections that a segment has loaded keep their address. Debug sections stay out: they can be larger than the guest's memory.
     They are only a service to the kernel: without room for them they are left out.
     """
-    if not image.sections:
+    if not image.sections or image.long:
         return None
     headers = bytearray(image.section_headers)
     for index, section in enumerate(image.sections):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from vmm.errors import InputError
 
 _SYMBOL: Final = struct.Struct("<IIIBBH")
+_LONG_SYMBOL: Final = struct.Struct("<IBBHQQ")
 _NOTYPE, _OBJECT, _FUNC = 0, 1, 2
 _FUNCTION: Final = 4  # rank of the names of functions, and more for global ones
 _UNDEFINED: Final = 0
@@ -30,12 +31,12 @@ class Range(NamedTuple):
 class Symbols:
     """The symbols of one image.
 
-    `table` and `strings` are the raw contents of its symbol table and string table (ELF32), both empty for an image without;
-    `ranges` says where the image is linked and loaded; `source` is the file's name, for messages.
+    `table` and `strings` are the raw contents of its symbol table and string table, both empty for an image without; `long` says that it is
+    an ELF64 one; `ranges` says where the image is linked and loaded; `source` is the file's name, for messages.
     """
 
-    def __init__(self, source: str, table: bytes = b"", strings: bytes = b"", ranges: Sequence[Range] = ()) -> None:
-        self._source = source
+    def __init__(self, source: str, table: bytes = b"", strings: bytes = b"", ranges: Sequence[Range] = (), *, long: bool = False) -> None:
+        self._source, self._long = source, long
         self._raw = (table, strings)
         self._ranges = tuple(ranges)
         self._places: list[tuple[int, int, int, str]] | None = None
@@ -115,10 +116,16 @@ class Symbols:
             self._raw = (b"", b"")
         return self._places
 
+    def _entries(self, table: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+        """Name, value, size, type and binding, and section of each entry."""
+        form = _LONG_SYMBOL if self._long else _SYMBOL
+        for row in form.iter_unpack(table[: len(table) - len(table) % form.size]):
+            yield (row[0], row[4], row[5], row[1], row[3]) if self._long else (row[0], row[1], row[2], row[3], row[5])
+
     def _parse(self) -> list[tuple[int, int, int, str]]:
         table, strings = self._raw
         places = []
-        for offset, value, size, info, _, section in _SYMBOL.iter_unpack(table[: len(table) - len(table) % _SYMBOL.size]):
+        for offset, value, size, info, section in self._entries(table):
             kind, bound = info & 0xF, info >> 4
             if section == _UNDEFINED or kind > _FUNC or offset >= len(strings):
                 continue

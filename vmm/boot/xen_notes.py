@@ -43,7 +43,7 @@ class XenNotes:
 def has_xen_notes(image: bytes) -> bool:
     """Whether a 32-bit ELF file names itself a paravirtual Xen guest, soundly or not. Never raises."""
     try:
-        return not _PARAVIRTUAL.isdisjoint(_notes("", image)) or _guest_section(image) is not None
+        return not elf.is_long(image) and (not _PARAVIRTUAL.isdisjoint(_notes("", image)) or _guest_section(image) is not None)
     except (InputError, struct.error, IndexError):
         return False
 

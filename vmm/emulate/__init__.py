@@ -56,6 +56,7 @@ ROUTINES: dict[str, Routine] = {
     **{f"l{name}": selectors.load_far_pointer for name in ("es", "ss", "ds", "fs", "gs")},
     "sysenter": fast_calls.sysenter,
     "sysexit": fast_calls.sysexit,
+    "syscall": fast_calls.syscall,
     "jmp far": transfers.jmp_far,
     "jmp far m": transfers.jmp_far,
     "call far": transfers.call_far,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt.decode import Instruction
+from vmm.board import LOCAL_APIC
 from vmm.emulate.routine import Result, privileged
 from vmm.faults import GuestFault
-from vmm.x86.bits import Cr0, Cr4, Dr6, Dr7, Vector
+from vmm.x86.bits import Cr0, Cr4, Dr6, Dr7, Efer, Vector
+from vmm.x86.descriptors import LONG_CODE
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -15,12 +17,13 @@ if TYPE_CHECKING:
 _CR4_OFFERED = Cr4.TSD | Cr4.DE | Cr4.PSE | Cr4.PAE | Cr4.MCE | Cr4.PGE | Cr4.PCE | Cr4.OSFXSR | Cr4.OSXMMEXCPT
 _TABLE_CR0 = Cr0.PG | Cr0.WP | Cr0.PE
 _TABLE_CR4 = Cr4.PSE | Cr4.PAE
+_TASK_PRIORITY = LOCAL_APIC + 0x80  # of which CR8 is the upper half
 
 
 def write_control(vm: Vm, instruction: Instruction) -> Result:
-    """MOV to CR0, CR2, CR3, CR4."""
+    """MOV to CR0, CR2, CR3, CR4, and to CR8 in 64-bit code."""
     privileged(vm)
-    number, value = instruction.modrm >> 3 & 7, vm.vcpu.register(instruction.modrm & 7)
+    number, value = instruction.reg, vm.vcpu.register(instruction.rm)
     if number == 0:
         set_cr0(vm, value)
     elif number == 2:
@@ -34,6 +37,10 @@ def write_control(vm: Vm, instruction: Instruction) -> Result:
         vm.backend.tables_changed()
     elif number == 4:
         set_cr4(vm, value)
+    elif number == 8:
+        if value >> 4:
+            raise GuestFault(Vector.GP, 0)
+        vm.board.bus.memory(_TASK_PRIORITY, 4, value << 4)
     else:
         raise GuestFault(Vector.UD)
     return None
@@ -42,19 +49,26 @@ def write_control(vm: Vm, instruction: Instruction) -> Result:
 def read_control(vm: Vm, instruction: Instruction) -> Result:
     """MOV from a control register, where it was not done in the cache."""
     privileged(vm)
-    number, vcpu = instruction.modrm >> 3 & 7, vm.vcpu
+    number, vcpu = instruction.reg, vm.vcpu
+    if number == 8:
+        vcpu.set_register(instruction.rm, vm.board.bus.memory(_TASK_PRIORITY, 4, None) >> 4)
+        return None
     if number not in (0, 2, 3, 4):
         raise GuestFault(Vector.UD)
-    vcpu.set_register(instruction.modrm & 7, {0: vcpu.cr0, 2: vcpu.cr2, 3: vcpu.cr3, 4: vcpu.cr4}[number])
+    vcpu.set_register(instruction.rm, {0: vcpu.cr0, 2: vcpu.cr2, 3: vcpu.cr3, 4: vcpu.cr4}[number])
     return None
 
 
 def set_cr0(vm: Vm, value: int) -> None:
     """SDM 3A 2.5: which combinations are refused, and what a change drops."""
     vcpu = vm.vcpu
+    if value >> 32:
+        raise GuestFault(Vector.GP, 0)
     value = value & 0xE005003F | Cr0.ET
     if value & Cr0.PG and not value & Cr0.PE or value & Cr0.NW and not value & Cr0.CD:
         raise GuestFault(Vector.GP, 0)
+    if vcpu.efer & Efer.LME and (vcpu.cr0 ^ value) & Cr0.PG:
+        _switch_long_mode(vm, on=bool(value & Cr0.PG))
     if not vm.paging.load(value, vcpu.cr3, vcpu.cr4, vcpu.efer):
         raise GuestFault(Vector.GP, 0)
     changed, vcpu.cr0 = vcpu.cr0 ^ value, value
@@ -63,9 +77,16 @@ def set_cr0(vm: Vm, value: int) -> None:
         tables_dropped(vm)
 
 
+def _switch_long_mode(vm: Vm, *, on: bool) -> None:
+    """What must hold where paging, and long mode with it, is switched (SDM 3A 9.8.5 "Initializing IA-32e Mode")."""
+    vcpu = vm.vcpu
+    if not vcpu.cr4 & Cr4.PAE or vcpu.cs.attributes & LONG_CODE if on else vcpu.code_64:
+        raise GuestFault(Vector.GP, 0)
+
+
 def set_cr4(vm: Vm, value: int) -> None:
     vcpu = vm.vcpu
-    if value & ~_CR4_OFFERED:
+    if value & ~_CR4_OFFERED or vcpu.efer & Efer.LMA and not value & Cr4.PAE:
         raise GuestFault(Vector.GP, 0)
     if not vm.paging.load(vcpu.cr0, vcpu.cr3, value, vcpu.efer):
         raise GuestFault(Vector.GP, 0)
@@ -121,13 +142,15 @@ def write_back(vm: Vm, instruction: Instruction) -> Result:
 def read_debug(vm: Vm, instruction: Instruction) -> Result:
     """DR4 and DR5 mean DR6 and DR7 unless CR4.DE is set. With DR7.GD every access is a debug exception (SDM 3B 17.2.4)."""
     privileged(vm)
-    vm.vcpu.set_register(instruction.modrm & 7, vm.vcpu.debug[_debug_number(vm, instruction)])
+    vm.vcpu.set_register(instruction.rm, vm.vcpu.debug[_debug_number(vm, instruction)])
     return None
 
 
 def write_debug(vm: Vm, instruction: Instruction) -> Result:
     privileged(vm)
-    number, value = _debug_number(vm, instruction), vm.vcpu.register(instruction.modrm & 7)
+    number, value = _debug_number(vm, instruction), vm.vcpu.register(instruction.rm)
+    if number > 3 and value >> 32:
+        raise GuestFault(Vector.GP, 0)
     if number == 6:
         value = value & 0xE00F | 0xFFFF0FF0
     elif number == 7:
@@ -137,7 +160,9 @@ def write_debug(vm: Vm, instruction: Instruction) -> Result:
 
 
 def _debug_number(vm: Vm, instruction: Instruction) -> int:
-    number = instruction.modrm >> 3 & 7
+    number = instruction.reg
+    if number > 7:
+        raise GuestFault(Vector.UD)
     if number in (4, 5):
         if vm.vcpu.cr4 & Cr4.DE:
             raise GuestFault(Vector.UD)

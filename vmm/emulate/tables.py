@@ -14,6 +14,8 @@ from vmm.x86.descriptors import (
     PRESENT,
     SEGMENT,
     TSS_AVAILABLE,
+    TSS_AVAILABLE_16,
+    Segment,
     segment,
     system_type,
 )
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 def _load_table(vm: Vm, instruction: Instruction) -> tuple[int, int]:
     privileged(vm)
     address = vm.operands.address(instruction)
-    limit, base = vm.linear.read_int(address, 2), vm.linear.read_int(address + 2, 4)
-    return base & 0xFFFFFF if instruction.operand_size == 2 else base, limit
+    limit, base = vm.linear.read_int(address, 2), vm.linear.read_int(address + 2, 8 if instruction.long else 4)
+    return base & 0xFFFFFF if instruction.operand_size == 2 and not instruction.long else base, limit
 
 
 def lgdt(vm: Vm, instruction: Instruction) -> Result:
@@ -44,9 +46,10 @@ def store_table(vm: Vm, instruction: Instruction) -> Result:
     """SGDT, SIDT."""
     vcpu = vm.vcpu
     base, limit = (vcpu.idt_base, vcpu.idt_limit) if instruction.modrm >> 3 & 1 else (vcpu.gdt_base, vcpu.gdt_limit)
-    if instruction.operand_size == 2:
+    if instruction.operand_size == 2 and not instruction.long:
         base &= 0xFFFFFF
-    vm.linear.write(vm.operands.written_address(instruction), limit.to_bytes(2, "little") + base.to_bytes(4, "little"), vcpu.cpl == 3)
+    image = limit.to_bytes(2, "little") + base.to_bytes(8 if instruction.long else 4, "little")
+    vm.linear.write(vm.operands.written_address(instruction), image, vcpu.cpl == 3)
     return None
 
 
@@ -58,7 +61,7 @@ def lldt(vm: Vm, instruction: Instruction) -> Result:
         vm.vcpu.ldt = NULL
     else:
         descriptor, _ = _system_descriptor(vm, selector, (LDT_TYPE,))
-        vm.vcpu.ldt = segment(selector, descriptor)
+        vm.vcpu.ldt = _system_segment(vm, selector, descriptor)
     vm.descriptors.drop_all()
     return None
 
@@ -69,10 +72,11 @@ def ltr(vm: Vm, instruction: Instruction) -> Result:
     selector = vm.operands.read(instruction, 2)
     if not selector & 0xFFFC:
         raise GuestFault(Vector.GP, 0)
-    descriptor, address = _system_descriptor(vm, selector, (TSS_AVAILABLE, 1))
+    kinds = (TSS_AVAILABLE,) if vm.paging.long else (TSS_AVAILABLE, TSS_AVAILABLE_16)
+    descriptor, address = _system_descriptor(vm, selector, kinds)
     busy = descriptor | 2 << 40
-    vm.linear.write_int(address + 5, 1, busy >> 40)
-    vm.vcpu.tr = segment(selector, busy)
+    vm.linear.write_int(address + 5, 1, busy >> 40 & 0xFF)
+    vm.vcpu.tr = _system_segment(vm, selector, busy)
     return None
 
 
@@ -80,13 +84,21 @@ def _system_descriptor(vm: Vm, selector: int, types: tuple[int, ...]) -> tuple[i
     error = selector & 0xFFFC
     if selector & 4:
         raise GuestFault(Vector.GP, error)
-    descriptor, address = vm.segments.descriptor(selector)
-    high = descriptor >> 32
-    if high & SEGMENT or system_type(high) not in types:
+    descriptor, address = vm.segments.system_descriptor(selector)
+    high = descriptor >> 32 & 0xFFFFFFFF
+    if high & SEGMENT or system_type(high) not in types or descriptor >> 104 & 0x1F:
         raise GuestFault(Vector.GP, error)
     if not high & PRESENT:
         raise GuestFault(Vector.NP, error)
     return descriptor, address
+
+
+def _system_segment(vm: Vm, selector: int, descriptor: int) -> Segment:
+    """The hidden part that loading a system descriptor gives: in long mode it has a base of 64 bits."""
+    loaded = segment(selector, descriptor & 0xFFFF_FFFF_FFFF_FFFF)
+    if not vm.paging.long:
+        return loaded
+    return Segment(selector, loaded.base | descriptor >> 32 & 0xFFFFFFFF_00000000, loaded.limit, loaded.attributes)
 
 
 def sldt(vm: Vm, instruction: Instruction) -> Result:

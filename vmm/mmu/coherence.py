@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from vmm.faults import GuestPageFault
+from vmm.faults import GuestFault
 from vmm.machine import FRAME, Machine
 from vmm.memory import EXECUTED, MIXED, GuestMemory
 from vmm.mmu.nested import NestedMmu
@@ -44,7 +44,7 @@ class Coherence:
         for page in range(linear & ~0xFFF, linear + size, FRAME):
             try:
                 gfn = self.paging.walk(page).gpa >> 12
-            except GuestPageFault:
+            except GuestFault:
                 continue  # the end of a block that stops in front of a page that is not there
             if gfn < self.memory.count and not self.memory.state[gfn]:
                 self.memory.state[gfn] = EXECUTED

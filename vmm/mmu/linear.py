@@ -22,7 +22,8 @@ class LinearMemory:
         """`size` bytes from `gva`."""
         room = 0x1000 - (gva & 0xFFF)
         paging = self.paging
-        gpa = paging.walk(gva & 0xFFFFFFFF, False, user, fetch).gpa if user or fetch else paging.supervisor(gva & 0xFFFFFFFF, False)
+        gva &= paging.mask
+        gpa = paging.walk(gva, False, user, fetch).gpa if user or fetch else paging.supervisor(gva, False)
         if size <= room:
             return self.memory.read(gpa, size)
         return self.memory.read(gpa, room) + self.read(gva + room, size - room, user, fetch)
@@ -31,18 +32,19 @@ class LinearMemory:
         """Writes `data` at `gva`; nothing is written when any of it would fault."""
         room = 0x1000 - (gva & 0xFFF)
         paging = self.paging
-        gpa = paging.walk(gva & 0xFFFFFFFF, True, user).gpa if user else paging.supervisor(gva & 0xFFFFFFFF, True)
+        gva &= paging.mask
+        gpa = paging.walk(gva, True, user).gpa if user else paging.supervisor(gva, True)
         if len(data) <= room:
             self.memory.write(gpa, data)
             return
-        behind = self.paging.walk(gva + room & 0xFFFFFFFF, True, user).gpa
+        behind = paging.walk(gva + room & paging.mask, True, user).gpa
         self.memory.write(gpa, data[:room])
         self.memory.write(behind, data[room:])
 
     def check_writable(self, gva: int, size: int, user: bool = False) -> None:
         """Raises the fault that a write of `size` bytes at `gva` would."""
         for page in range(gva & ~0xFFF, gva + size, 0x1000):
-            self.paging.walk(max(page, gva) & 0xFFFFFFFF, True, user)
+            self.paging.walk(max(page, gva) & self.paging.mask, True, user)
 
     def read_int(self, gva: int, size: int, user: bool = False) -> int:
         """An unsigned little-endian number of `size` bytes."""

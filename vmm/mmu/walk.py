@@ -1,29 +1,32 @@
 """The walk of the guest's own page tables: gva to gpa, with the guest's permissions, accessed and dirty bits.
 
 Does what a CPU's page walker does (SDM 3A 4.3 "32-Bit Paging", 4.4 "PAE Paging", 4.6 "Access Rights", 4.8 "Accessed and Dirty
-Flags"), for paging off as well. Knows no shadow.
+Flags"), for paging off and for the four levels of long mode as well (4.5). Knows no shadow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmm.faults import GuestPageFault
+from vmm.faults import GuestFault, GuestPageFault
 from vmm.memory import GuestMemory
-from vmm.x86.bits import Cr0, Cr4, Efer, Fault, Pte
+from vmm.x86.bits import Cr0, Cr4, Efer, Fault, Pte, Vector
 
 PHYSICAL_BITS = 36  # MAXPHYADDR, as CPUID tells the guest
 _PAE_RESERVED = (1 << 63) - (1 << PHYSICAL_BITS)  # in every PAE entry; bit 63 is NX or reserved
 PDPTE_RESERVED = ((1 << 64) - (1 << PHYSICAL_BITS)) | 0x1E6
 _PSE_RESERVED = 1 << 21
 _LARGE_PAE_RESERVED = 0x1FE000
+_HUGE_RESERVED = 0x3FFFE000
+_ADDRESS = 0xF_FFFF_FFFF_F000  # in an entry
+_IGNORED = 0x7FF << 52  # in an entry of long mode; reserved under PAE
 
 
 @dataclass(slots=True)
 class Mapping:
     """What a walk found for one page.
 
-    gpa: of the byte asked for. user, writable, executable: the rights over both levels, CR0.WP aside. dirty: the leaf's D
+    gpa: of the byte asked for. user, writable, executable: the rights over all levels, CR0.WP aside. dirty: the leaf's D
     bit. table: gpa of the lowest table that was used. large: bytes mapped by the leaf if it is a large page, else 0.
     """
 
@@ -38,11 +41,15 @@ class Mapping:
 
 
 class GuestPaging:
-    """The paging state of one virtual CPU and the walk under it. `load` must be called when a control register changes."""
+    """The paging state of one virtual CPU and the walk under it. `load` must be called when a control register changes.
+
+    mask: the bits of a linear address that count.
+    """
 
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
-        self.enabled = self.pae = self.pse = self.write_protect = self.no_execute = False
+        self.enabled = self.pae = self.pse = self.write_protect = self.no_execute = self.long = False
+        self.mask = 0xFFFFFFFF
         self.cr3 = 0
         self.pdptes = [0, 0, 0, 0]
         self.reserved = _PAE_RESERVED | Pte.NX  # bits that must be 0 in a PAE entry
@@ -52,12 +59,14 @@ class GuestPaging:
         """Takes over the control registers; with reload_pdptes latches PAE's four. False, and nothing changed: those have reserved bits set."""
         self.forget()
         enabled, pae = bool(cr0 & Cr0.PG), bool(cr4 & Cr4.PAE)
-        if enabled and pae and (reload_pdptes or not (self.enabled and self.pae)):
+        long = enabled and bool(efer & Efer.LME)
+        if enabled and pae and not long and (reload_pdptes or not (self.enabled and self.pae)):
             entries = [self.memory.read64((cr3 & 0xFFFFFFE0) + 8 * n) for n in range(4)]
             if any(entry & Pte.P and entry & PDPTE_RESERVED for entry in entries):
                 return False
             self.pdptes = entries
-        self.enabled, self.pae, self.pse = enabled, pae, bool(cr4 & Cr4.PSE)
+        self.enabled, self.pae, self.pse, self.long = enabled, pae, bool(cr4 & Cr4.PSE), long
+        self.mask = 0xFFFF_FFFF_FFFF_FFFF if long else 0xFFFFFFFF
         self.write_protect, self.no_execute, self.cr3 = bool(cr0 & Cr0.WP), pae and bool(efer & Efer.NXE), cr3
         self.reserved = _PAE_RESERVED if self.no_execute else _PAE_RESERVED | Pte.NX
         return True
@@ -76,9 +85,14 @@ class GuestPaging:
         return page | gva & 0xFFF
 
     def walk(self, gva: int, write: bool = False, user: bool = False, fetch: bool = False) -> Mapping:
-        """Translates `gva` for one access, setting A (and D for a write) in the guest's tables. Raises GuestPageFault."""
+        """Translates `gva` for one access, setting A (and D for a write) in the guest's tables. Raises GuestPageFault.
+
+        In long mode an address that is not canonical is #GP(0).
+        """
         if not self.enabled:
             return Mapping(gva, True, True, True, True, 0)
+        if self.long:
+            return self._walk_long(gva, write, user, fetch)
         return self._walk_pae(gva, write, user, fetch) if self.pae else self._walk_32(gva, write, user, fetch)
 
     def _walk_32(self, gva: int, write: bool, user: bool, fetch: bool) -> Mapping:
@@ -135,6 +149,39 @@ class GuestPaging:
         self._check(rights, gva, write, user, fetch)
         dirty = self._mark(pde_gpa, pde, entry_gpa, entry, write)
         return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), executable, dirty, table, large, pde)
+
+    def _walk_long(self, gva: int, write: bool, user: bool, fetch: bool) -> Mapping:
+        if gva + (1 << 47) >> 48 & 0xFFFF:
+            raise GuestFault(Vector.GP, 0)
+        memory, reserved = self.memory, self.reserved & ~_IGNORED
+        table, shift, rights, executable, above = self.cr3 & _ADDRESS, 39, Pte.W | Pte.U, True, 0
+        passed: list[tuple[int, int]] = []  # entries above the leaf: where each is, and its value
+        while True:
+            entry_gpa = table + (gva >> shift - 3 & 0xFF8)
+            entry = memory.read64(entry_gpa)
+            if not entry & Pte.P:
+                raise GuestPageFault(gva, self._error(0, write, user, fetch))
+            large = 1 << shift if entry & Pte.PS and shift > 12 else 0
+            if large:
+                reserved |= {21: _LARGE_PAE_RESERVED, 30: _HUGE_RESERVED}.get(shift, Pte.PS)
+            if entry & reserved:
+                raise GuestPageFault(gva, self._error(Fault.P | Fault.RSVD, write, user, fetch))
+            rights &= entry
+            executable = executable and not entry & Pte.NX
+            if large or shift == 12:
+                break
+            passed.append((entry_gpa, entry))
+            table, above, shift = entry & _ADDRESS, entry, shift - 9
+        if fetch and not executable:
+            raise GuestPageFault(gva, self._error(Fault.P, write, user, fetch))
+        self._check(rights, gva, write, user, fetch)
+        for at, value in passed:
+            if not value & Pte.A:
+                memory.set_bits(at, Pte.A)
+        dirty = self._mark(entry_gpa, entry, entry_gpa, entry, write)
+        offset = (1 << shift) - 1
+        gpa = entry & _ADDRESS & ~offset | gva & offset
+        return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), executable, dirty, table, large, above)
 
     def _mark(self, pde_gpa: int, pde: int, entry_gpa: int, entry: int, write: bool) -> bool:
         """Sets A in both entries (one and the same for a large page), and D in the leaf for a write; returns the leaf's D."""

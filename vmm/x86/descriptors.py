@@ -8,6 +8,7 @@ ACCESSED, WRITABLE, CONFORMING, CODE = 1 << 8, 1 << 9, 1 << 10, 1 << 11  # in a 
 READABLE = WRITABLE  # of code
 SEGMENT = 1 << 12  # code or data, not a system descriptor
 PRESENT = 1 << 15
+LONG_CODE = 1 << 21  # L: of a code segment, 64-bit code
 WIDE = 1 << 22  # D or B: 32-bit
 GRANULAR = 1 << 23
 

@@ -86,6 +86,29 @@ def elf_file(
     return elf_header + program_headers + contents + section_headers
 
 
+def elf64_file(
+    segments: Sequence[tuple[int, int, bytes, int]], entry: int, *, symbols: Sequence[tuple[str, int, int, int, int]] = (), kind: int = 2
+) -> bytes:
+    """An ELF64 file for x86-64, from the same."""
+    offset = 64 + 56 * len(segments)
+    program_headers, contents = b"", b""
+    for vaddr, paddr, data, memsz in segments:
+        program_headers += struct.pack("<2I6Q", 1, 7, offset + len(contents), vaddr, paddr, len(data), memsz, 4096)
+        contents += data
+    strings, table = b"\0", bytes(24)
+    for name, value, size, info, section in symbols:
+        table += struct.pack("<IBBHQQ", len(strings), info, 0, section, value, size)
+        strings += name.encode() + b"\0"
+    tables_at = offset + len(contents)
+    section_headers = bytes(64) + struct.pack("<2I4Q2I2Q", 0, 1, 6, segments[0][0], 0, 0, 0, 0, 4, 0)
+    section_headers += struct.pack("<2I4Q2I2Q", 0, 2, 0, 0, tables_at, len(table), 3, 1, 8, 24)
+    section_headers += struct.pack("<2I4Q2I2Q", 0, 3, 0, 0, tables_at + len(table), len(strings), 0, 0, 1, 0)
+    contents += table + strings
+    ident = b"\x7fELF\2\1\1" + bytes(9)
+    header = struct.pack("<16sHHIQQQIHHHHHH", ident, kind, 62, 1, entry, 64, offset + len(contents), 0, 64, 56, len(segments), 64, 4, 3)
+    return header + program_headers + contents + section_headers
+
+
 def boot(
     folder: Path,
     image: bytes,
@@ -95,9 +118,10 @@ def boot(
     modules: Sequence[str] = (),
     initrd: str | None = None,
     address: int | None = None,
+    long_mode: bool = False,
 ) -> tuple[Start, RecordingMemory]:
     """Writes `image` to `folder`/kernel and loads it."""
     path = folder / "kernel"
     path.write_bytes(image)
     memory = memory or RecordingMemory()
-    return load(str(path), memory, append=append, modules=modules, initrd=initrd, address=address), memory
+    return load(str(path), memory, append=append, modules=modules, initrd=initrd, address=address, long_mode=long_mode), memory

@@ -22,7 +22,7 @@ BAD_IMAGES = {
     "truncated ident": (KERNEL[:7], "truncated ELF header"),
     "truncated program headers": (KERNEL[:60], "program headers lie beyond"),
     "truncated segment": (elf_file()[:-2], "lies beyond the end of the file"),
-    "64-bit": (KERNEL[:4] + b"\2" + KERNEL[5:18] + b"\x3e" + KERNEL[19:], "64-bit x86-64 kernel: binary translation runs 32-bit kernels"),
+    "64-bit": (KERNEL[:4] + b"\2" + KERNEL[5:18] + b"\x3e" + KERNEL[19:], "64-bit x86-64 kernel, which only --backend hw runs"),
     "x32": (elf_file(machine=62), "32-bit ELF file for x86-64"),
     "ARM": (elf_file(machine=40), "32-bit ELF file for ARM: not a 32-bit x86 kernel"),
     "big-endian": (KERNEL[:5] + b"\2\1" + bytes(9) + b"\0\2\0\x14" + KERNEL[20:], "ELF file for PowerPC"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bt.decode import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, decode, memory_operand, operand_registers
+from bt.decode import ADDRESS_SIZE, LOCK, OPERAND_SIZE, REPEAT, decode, decode_long, memory_operand, operand_registers
 from bt.sensitive import TABLE, Treatment, classify, row_of
 
 _capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
@@ -144,3 +144,27 @@ def test_lengths_are_capstones(code: bytes) -> None:
     expected = next((size for _, size, _, _ in engine.disasm_lite(code, 0x1000, 1)), None)
     found = next(decode(code, 0x1000), None)
     assert (found and len(found.raw)) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "opcode", "modrm", "rex", "sizes", "registers"),
+    (
+        ("0f22e0", 0x0F22, 0xE0, 0, (4, 8), (4, 0)),
+        ("440f22c0", 0x0F22, 0xC0, 0x44, (4, 8), (8, 0)),
+        ("410f20d9", 0x0F20, 0xD9, 0x41, (4, 8), (3, 9)),
+        ("480f35", 0x0F35, 0, 0x48, (8, 8), (0, 0)),
+        ("66480f0138", 0x0F01, 0x38, 0x48, (8, 8), (7, 0)),
+        ("48660f0138", 0x0F01, 0x38, 0, (2, 8), (7, 0)),
+        ("670f013d00010000", 0x0F01, 0x3D, 0, (4, 4), (7, 5)),
+        ("65f30f05", 0x0F05, 0, 0, (4, 8), (0, 0)),
+    ),
+)
+def test_64_bit_code(code: str, opcode: int, modrm: int, rex: int, sizes: tuple[int, int], registers: tuple[int, int]) -> None:
+    """REX prefixes widen and extend where they stand last, and nowhere else; what follows is not part of the instruction."""
+    raw = bytes.fromhex(code)
+    found = decode_long(raw + b"\xf4" * 4, 0xFFFF_FFFF_FFFF_FFF8)
+    assert found is not None
+    assert (found.opcode, found.modrm, found.rex) == (opcode, modrm, rex)
+    assert (found.operand_size, found.address_size) == sizes
+    assert (found.reg, found.rm) == registers
+    assert found.next == 0xFFFF_FFFF_FFFF_FFF8 + len(found.raw) & (1 << 64) - 1

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.unit.boot.images import elf_file, multiboot_header
-from tests.unit.boot.test_linux import KERNEL, bzimage
+from tests.unit.boot.test_linux import KERNEL, LONG_KERNEL, bzimage
 from tools.technique import Technique, options_of
 from vmm.errors import InputError
 
 
 @pytest.mark.parametrize(
     ("image", "backend"),
-    ((bzimage(gzip.compress(KERNEL)), "hw"), (elf_file(header=multiboot_header()), "bt"), (b"no kernel at all", "bt")),
-    ids=("bzImage", "multiboot", "unknown"),
+    ((bzimage(gzip.compress(KERNEL)), "hw"), (LONG_KERNEL, "hw"), (elf_file(header=multiboot_header()), "bt"), (b"no kernel at all", "bt")),
+    ids=("bzImage", "vmlinux", "multiboot", "unknown"),
 )
 def test_auto(tmp_path: Path, image: bytes, backend: str) -> None:
-    """A Linux image is run by hw, a multiboot kernel by bt, and what is no kernel is left to the loader to refuse."""
+    """A Linux image or a 64-bit kernel is run by hw, a multiboot kernel by bt, and what is no kernel is left to the loader to refuse."""
     file = tmp_path / "kernel"
     file.write_bytes(image)
     assert options_of(Technique(kernel=str(file))).backend == backend

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.backends.hw.options import HwOptions
-from vmm.backends.hw.vmcs import SEGMENTS, UNUSABLE, Field, Leave, Pin, Primary, Secondary, Vmcs
+from vmm.backends.hw.vmcs import SEGMENTS, UNUSABLE, Entry, Field, Leave, Pin, Primary, Secondary, Vmcs
 from vmm.memory import GuestMemory
-from vmm.x86.bits import Cr0, Flag
+from vmm.x86.bits import Cr0, Cr4, Efer, Flag
 from vmm.x86.descriptors import segment
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def new_vmcs(options: HwOptions, nested_root: int) -> Vmcs:
 
 
 def set_start(vmcs: Vmcs, start: Start, memory: GuestMemory) -> None:
-    """Guest state: protected mode, paging off, with the segments out of the loader's table."""
+    """Guest state: protected mode, paging off, or long mode; with the segments out of the loader's table."""
     for name in SEGMENTS:
         selector = start.cs if name == "CS" else start.ds
         loaded = segment(selector, int.from_bytes(memory.read(start.gdt_base + (selector & 0xFFF8), 8), "little"))
@@ -60,6 +60,10 @@ def set_start(vmcs: Vmcs, start: Start, memory: GuestMemory) -> None:
     vmcs[Field.GUEST_GDTR_BASE], vmcs[Field.GUEST_GDTR_LIMIT] = start.gdt_base, start.gdt_limit
     vmcs[Field.GUEST_IDTR_LIMIT] = 0x3FF
     vmcs[Field.GUEST_CR0] = Cr0.PE | Cr0.ET
+    if start.long_tables:
+        vmcs[Field.VM_ENTRY_CONTROLS] = Entry.IA32E_MODE_GUEST | Entry.LOAD_IA32_EFER
+        vmcs[Field.GUEST_CR0], vmcs[Field.GUEST_CR4], vmcs[Field.GUEST_CR3] = Cr0.PG | Cr0.PE | Cr0.ET, Cr4.PAE, start.long_tables
+        vmcs[Field.GUEST_IA32_EFER] = Efer.LME | Efer.LMA
     vmcs[Field.GUEST_DR7] = 0x400
     vmcs[Field.GUEST_RFLAGS] = start.eflags & ~Flag.IF | 2
     vmcs[Field.GUEST_RIP], vmcs[Field.GUEST_RSP] = start.entry, start.esp

@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bt.cache import TranslationCache
-from bt.sensitive import classify
+from bt.sensitive import classify, row_of
 from vmm.backends.hw.controls import new_vmcs, set_start
 from vmm.backends.hw.instructions import NAMES, Instructions
 from vmm.backends.hw.options import HwOptions
 from vmm.backends.hw.shadow import ShadowPaging
 from vmm.backends.hw.svm import EXIT, NESTED_FAULT, Svm
 from vmm.backends.hw.vmcs import Field, Reason
-from vmm.backends.live import instruction_at, int_size, load_tables
+from vmm.backends.live import code_address, instruction_at, int_size, load_tables
 from vmm.backends.native.ports import PortFault
 from vmm.backends.native.tables import NativeDescriptors
 from vmm.backends.native.vcpu import NativeVcpu
 from vmm.cpu_state import GENERAL, Cpu
-from vmm.cpuid import OFFERED
+from vmm.cpuid import CPU_32, CPU_64
 from vmm.events import Events
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestFault, GuestPageFault
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _CR3_LOAD, _PAGE_FAULT = EXIT + 0x13, EXIT + 0x4E
 _IO = int(Reason.IO)
 _POLLS = 64  # reads of device memory in a row, before a page that may be lent is
-_ICEBP = 0xF1
+_INTELS = ("sysenter", "sysexit")  # which 64-bit code has on Intel's CPUs only
 
 
 class Hardware:
@@ -56,6 +56,7 @@ class Hardware:
         self.paging = vm.paging = GuestPaging(self.memory)
         vm.linear = LinearMemory(self.memory, self.paging)
         self.vcpu = vm.vcpu = NativeVcpu(vm.machine)
+        vm.cpu_model = CPU_32 if options.mmu == "shadow" else CPU_64  # shadow tables are walked in legacy mode
         self.nested = NestedMmu(vm.machine, self.memory)
         self.shadow = ShadowPaging(vm.machine, self.memory, self.paging, self.vcpu) if options.mmu != "nested" else None
         vm.mmu = self.shadow.mmu if self.shadow else self.nested
@@ -90,8 +91,8 @@ class Hardware:
         self.svm.load(vmcs)
         self.svm.enter(vmcs)
         self.vcpu.efer = vmcs[Field.GUEST_IA32_EFER]  # without SVME, which VMRUN wants: its instructions are undefined from now on
-        machine.offer(OFFERED)
-        if self.shadow is not None and self.options.mmu == "auto" and start.kind != "linux":
+        machine.offer(self.vm.cpu_model.offered)
+        if self.shadow is not None and self.options.mmu == "auto" and (start.kind != "linux" or start.long_tables):
             self._use_nested()
         if self.shadow is not None:
             self.paging.load(self.vcpu.cr0, self.vcpu.cr3, self.vcpu.cr4, self.vcpu.efer)
@@ -128,7 +129,7 @@ class Hardware:
                 if not isinstance(error, NoCode):
                     raise
                 self.synchronize()
-                eip = self.vcpu.cs.base + self.vcpu.eip & 0xFFFFFFFF
+                eip = code_address(vm, self.vcpu.eip)
                 vm.stop(Stop(End.DIED, f"the guest executes at {eip:#x}, where there is no memory"))
 
     def synchronize(self) -> None:
@@ -153,12 +154,14 @@ class Hardware:
         pae = bool(self.vcpu.cr0 & Cr0.PG and self.vcpu.cr4 & Cr4.PAE)
         self.svm.change_controls(self.vmcs, checks_cr3=pae and not self.vcpu.efer & Efer.LMA)
 
-    def uses_nx(self) -> None:
-        """The guest's data are not executable, so its stores are fast under nested paging, which takes fewer exits."""
-        if self.shadow is None:
-            self.coherence.start()
-        elif self.options.mmu == "auto":
+    def efer_changed(self) -> None:
+        """With NX the guest's data are not executable, so its stores are fast under nested paging, which takes fewer exits; long mode needs it."""
+        if not self.vcpu.efer & (Efer.NXE | Efer.LME):
+            return
+        if self.shadow is not None and self.options.mmu == "auto":
             self._leave_shadow(self.shadow)
+        if self.shadow is None and self.vcpu.efer & Efer.NXE:
+            self.coherence.start()
 
     def _leave_shadow(self, shadow: ShadowPaging) -> None:
         """Nested paging from now on."""
@@ -235,13 +238,13 @@ class Hardware:
                 self._exited(vector - EXIT)
             elif software:
                 self.stats.engine["int"] += 1
-                behind = state[Cpu.EIP]
-                state[Cpu.EIP] = behind - int_size(self.vm, vector, behind) & 0xFFFFFFFF
+                behind = self.vcpu.eip
+                self.vcpu.eip = behind - int_size(self.vm, vector, behind)
                 self.exit(SoftwareInterrupt(vector, behind))
             else:
                 self.stats.engine[f"exception {vector}"] += 1
                 error = state[machine.error_code]
-                self.exit(PageFault(state[Cpu.CR2], error) if vector == Vector.PF else Raised(vector, error))
+                self.exit(PageFault(self.vcpu.cr2, error) if vector == Vector.PF else Raised(vector, error))
 
     def _shadow_fault(self, shadow: ShadowPaging, error: int) -> None:
         gva = self.svm.fault_address & 0xFFFFFFFF
@@ -366,20 +369,21 @@ class Hardware:
             return
         self.stats.engine["exception 6"] += 1
         instruction = instruction_at(self.vm)
-        if instruction is not None and instruction.opcode == _ICEBP and (row := classify(_ICEBP, 0)) is not None:
+        row = None if instruction is None else row_of(instruction.opcode, instruction.modrm)
+        if instruction is not None and row is not None and (row.name == "icebp" or self.vcpu.code_64 and row.name in _INTELS):
             self.exit(Sensitive(instruction, row))
         else:
             self.exit(Raised(Vector.UD))
 
     def _on_fast_call(self) -> int:
-        """SYSENTER, and SYSCALL, which CPUID does not offer. Returns the instruction's size."""
+        """SYSENTER, and SYSCALL, which only 64-bit code has. Returns the instruction's size."""
         self.synchronize()
         instruction = instruction_at(self.vm)
         if instruction is None:
             return 0
         row = classify(instruction.opcode, instruction.modrm)
-        if row is not None and row.name == "sysenter" and self.vcpu.cr0 & Cr0.PE:
-            self.stats.engine["sysenter"] += 1
+        if row is not None and (row.name == "sysenter" and self.vcpu.cr0 & Cr0.PE or row.name == "syscall" and self.vcpu.code_64):
+            self.stats.engine[row.name] += 1
             self.exit(Sensitive(instruction, row))
         else:
             self.stats.engine["exception 6"] += 1

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from bt.decode import Instruction
-from bt.sensitive import classify
+from bt.sensitive import Row, classify
 from vmm.backends.hw.vmcs import Reason
-from vmm.cpuid import SYSENTER_CS
+from vmm.cpu_state import Cpu
+from vmm.cpuid import EFER, FS_BASE, GS_BASE, KERNEL_GS_BASE, STAR, SYSENTER_CS
 from vmm.emulate import ROUTINES
 from vmm.exits import Raised, Sensitive
-from vmm.x86.bits import Efer, Vector
+from vmm.x86.bits import Vector
 
 if TYPE_CHECKING:
     from vmm.backends.hw.engine import Hardware
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 NAMES: Final = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
 """What statistics call each exit reason."""
 _WRMSR, _RDTSC = 0x0F30, 0x0F31
+_OF_THE_CPU: Final = frozenset((SYSENTER_CS, STAR, FS_BASE, GS_BASE, KERNEL_GS_BASE))  # SYSEXIT, SYSRET, SWAPGS and all code use them
 
 
 class Instructions:
@@ -37,7 +39,7 @@ class Instructions:
             self.vm.stats.engine[NAMES[reason]] += 1
         else:
             wrmsr = reason is Reason.RDMSR and instruction.opcode == _WRMSR
-            name = self._msrs.get(self.vcpu.register(1)) if reason is Reason.RDMSR else None
+            name = self._msrs.get(self.vcpu.register(1) & 0xFFFFFFFF) if reason is Reason.RDMSR else None
             self.engine.report(Reason.WRMSR if wrmsr else reason, self._qualification(reason, code, instruction), name)
         if reason is Reason.CPUID:
             self._cpuid()
@@ -46,11 +48,10 @@ class Instructions:
             self.vcpu.set_register(0, now & 0xFFFFFFFF)
             self.vcpu.set_register(2, now >> 32 & 0xFFFFFFFF)
         elif row is not None and row.name in ROUTINES:
-            self.engine.exit(Sensitive(instruction, row))
             if reason is Reason.RDMSR:
-                self.vm.machine.write_msr(SYSENTER_CS, self.vcpu.msrs[SYSENTER_CS])  # SYSEXIT is the CPU's own
-                if self.vcpu.efer & Efer.NXE:
-                    self.engine.uses_nx()
+                self._msr(instruction, row)
+            else:
+                self.engine.exit(Sensitive(instruction, row))
             return
         elif reason not in (Reason.WBINVD, Reason.INVD, Reason.PAUSE):  # those have no effect; the others CPUID does not offer
             self.engine.exit(Raised(Vector.UD))
@@ -77,14 +78,33 @@ class Instructions:
                 return 2 << 4
             if instruction.opcode == 0x0F01:
                 return 3 << 4 | (self.vcpu.register(instruction.modrm & 7) & 0xFFFF) << 16
-            return code & 0xF | (code < 0x10) << 4 | (instruction.modrm & 7) << 8
+            return code & 0xF | (code < 0x10) << 4 | instruction.rm << 8
         if reason is Reason.MOV_DR:
-            return code & 7 | (code < 0x30) << 4 | (instruction.modrm & 7) << 8
+            return code & 7 | (code < 0x30) << 4 | instruction.rm << 8
         if reason is Reason.INVLPG:
             return self.vm.operands.address(instruction)
         return 0
 
     def _cpuid(self) -> None:
         vcpu = self.vcpu
-        for register, value in zip((0, 3, 1, 2), self.vm.cpuid(vcpu.register(0), vcpu.register(1)), strict=True):
+        leaf, subleaf = vcpu.register(0) & 0xFFFFFFFF, vcpu.register(1) & 0xFFFFFFFF
+        for register, value in zip((0, 3, 1, 2), self.vm.cpuid(leaf, subleaf), strict=True):
             vcpu.set_register(register, value)
+
+    def _msr(self, instruction: Instruction, row: Row) -> None:
+        """RDMSR or WRMSR; those that the CPU uses by itself are the CPU's."""
+        vcpu, machine = self.vcpu, self.vm.machine
+        number = vcpu.register(1) & 0xFFFFFFFF
+        held = number in _OF_THE_CPU and number in vcpu.msrs
+        if held:
+            vcpu.msrs[number] = self._held(number)
+        self.engine.exit(Sensitive(instruction, row))
+        if held and instruction.opcode == _WRMSR:
+            machine.write_msr(number, vcpu.msrs[number])
+        elif number == EFER:
+            self.engine.efer_changed()
+
+    def _held(self, number: int) -> int:
+        if number in (FS_BASE, GS_BASE):
+            return self.vcpu.wide[(Cpu.FS if number == FS_BASE else Cpu.GS) + Cpu.BASE >> 1]
+        return self.vm.machine.read_msr(number)

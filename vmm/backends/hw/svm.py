@@ -165,7 +165,7 @@ class Svm:
             codes += _DESCRIPTOR_TABLES
         if secondary & Secondary.WBINVD_EXITING:
             codes += (0x76, 0x89)
-        reads = 1 << 3 if primary & Primary.CR3_STORE_EXITING else 0
+        reads = 1 << 8 | (1 << 3 if primary & Primary.CR3_STORE_EXITING else 0)  # CR8 is the local APIC's, which is not the CPU's
         writes = 0x111 | (1 << 3 if primary & Primary.CR3_LOAD_EXITING else 0)  # of CR0, CR4 and CR8: this CPU checks no reserved bits
         for number, mask in ((0, Field.CR0_MASK), (4, Field.CR4_MASK)):
             if vmcs[mask]:

@@ -19,7 +19,7 @@ from vmm.backends.native.ports import PortFault
 from vmm.backends.native.tables import NativeDescriptors, NativeMmu
 from vmm.backends.native.vcpu import NativeVcpu
 from vmm.cpu_state import GENERAL, Cpu
-from vmm.cpuid import OFFERED, SYSENTER_CS
+from vmm.cpuid import CPU_32, SYSENTER_CS
 from vmm.emulate import ROUTINES
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Wait
 from vmm.faults import GuestPageFault
@@ -82,7 +82,7 @@ class Native:
     def start(self, start: Start) -> None:
         """Takes over the CPU: hooks, control registers, and the state at the guest's first instruction."""
         machine, vcpu, state = self.machine, self.vcpu, self.state
-        machine.offer(OFFERED)
+        machine.offer(CPU_32.offered)
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
         machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
         if self.counter is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm.cpu_state import Cpu
 from vmm.exits import PortAccess
-from vmm.faults import GuestPageFault
+from vmm.faults import GuestFault
 from vmm.machine import Machine
 from vmm.ports import port_allowed
 from vmm.x86.bits import Cr0
@@ -37,11 +37,11 @@ class PortFault:
         try:
             if port_allowed(vm, port, size):
                 return True
-        except GuestPageFault:
+        except GuestFault:
             pass
         machine = self.machine
         self.pending, self._access = True, PortAccess(port, size)
-        self._state, self._cr0, self._cr3 = bytes(machine.state), machine.state[Cpu.CR0], machine.state[Cpu.CR3]
+        self._state, self._cr0, self._cr3 = bytes(machine.state), machine.state[Cpu.CR0], machine.wide[Cpu.CR3 >> 1]
         machine.set_cr3(self.empty_root)
         machine.set_cr0(self._cr0 | Cr0.PG)
         machine.stop()

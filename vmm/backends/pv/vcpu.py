@@ -39,6 +39,7 @@ class PvVcpu:
     cr3: machine address of the top-level table; it changes by hypercall. There are no guest GDTR, IDTR, TR: the ABI has others.
     """
 
+    code_64 = False
     eip = _word(Cpu.EIP, "EIP")
     esp = _word(Cpu.ESP, "ESP")
     cr0 = _word(Cpu.CR0, "CR0")
