@@ -148,6 +148,7 @@ class Host:
             if ready:
                 self._slice(min(ready, key=_passed), ticker, min(wake, now + LONGEST, now + LONGEST if end is None else end))
             else:
+                ticker.rest()
                 self._sleep(running, min(wake, now + _POLL if end is None else end) - now)
 
     def _wake(self, running: list[Resident], now: float) -> float:
@@ -217,6 +218,7 @@ def _readable(residents: list[Resident], seconds: float) -> list[Resident]:
         if (descriptor := resident.vm.console.fileno()) is not None:
             waiting.setdefault(descriptor, []).append(resident)
     if not waiting:
-        time.sleep(seconds)
+        if seconds > 0:
+            time.sleep(seconds)
         return []
     return [resident for descriptor in select.select(list(waiting), [], [], seconds)[0] for resident in waiting[descriptor]]

@@ -6,6 +6,7 @@ only when the next turn is due.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -16,12 +17,14 @@ LONGEST = 0.010  # seconds without a turn: input is looked for that often
 
 
 class Ticker:
-    """Use as a context manager around a run. The run loop calls `due_in` before each entry into the engine."""
+    """Use as a context manager around a run. The run loop calls `due_in` before each entry into the engine, and `rest` before it sleeps itself."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._due = 0.0
-        self._done = threading.Event()
+        self._done = False
+        self._resting = False  # the thread is about to wait until it is called
+        self._called = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="ticker", daemon=True)
 
     def __enter__(self) -> Ticker:
@@ -29,16 +32,31 @@ class Ticker:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._done.set()
+        self._done = True
+        self._called.set()
         self._thread.join()
 
     def due_in(self, seconds: float) -> None:
         """The next turn is due so many seconds from now."""
         self._due = time.monotonic() + min(seconds, LONGEST)
+        if self._resting:
+            self._called.set()
+
+    def rest(self) -> None:
+        """Nothing runs until `due_in` is called again: an idle VM is not to cost a thread that counts the time."""
+        self._due = math.inf
 
     def _tick(self) -> None:
         pause = 0.0
-        while not self._done.wait(pause):
+        while not self._done:
+            if self._due == math.inf:
+                self._resting = True  # before the second look: either it sees what `due_in` says, or `due_in` sees this
+                if self._due == math.inf:
+                    self._called.wait()
+                self._resting = False
+            else:
+                self._called.wait(pause)
+            self._called.clear()
             pause = min(self._due - time.monotonic(), LONGEST)
             if pause <= 0:
                 self.machine.kick()

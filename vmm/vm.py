@@ -166,6 +166,7 @@ class Vm:
             while self.stopped is None:
                 runnable = self.turn()
                 if self.stopped is None and not runnable:
+                    ticker.rest()
                     self._sleep(end)
                 if end is not None and time.monotonic() > end:
                     self.stop(Stop(End.TIMEOUT, f"time-out after {timeout:g} s"))
