@@ -89,7 +89,7 @@ def test_a_foreign_frame_is_never_mapped(guest: Guest) -> None:
         guest.mmu.pin(guest.mfns[0], Kind.LEAF)
         refused(Errno.PERM, lambda entry=foreign: guest.update(0, 5, entry))  # type: ignore[misc]
         guest.mmu.unpin(guest.mfns[0])
-    assert not any(guest.frames.refs)
+    assert not any(guest.frames.typed) and not any(guest.frames.untyped)
     assert not any(guest.frames.typed)
 
 
@@ -112,7 +112,7 @@ def test_a_table_that_maps_itself_writable_is_none(guest: Guest) -> None:
     """The check of a new table counts the table itself."""
     guest.set(0, 3, guest.entry(0, P | W))
     refused(Errno.BUSY, lambda: guest.mmu.pin(guest.mfns[0], Kind.LEAF))
-    assert not any(guest.frames.refs)
+    assert not any(guest.frames.typed) and not any(guest.frames.untyped)
 
 
 def test_levels_do_not_mix(guest: Guest) -> None:
@@ -234,7 +234,7 @@ def check(guest: Guest) -> None:
     frames = guest.frames
     for mfn in [*guest.mfns, *guest.chunk]:
         whole = frames.whole[frames.chunk[mfn]] if frames.chunk[mfn] >= 0 else 0
-        assert (frames.refs[mfn] + whole, frames.typed[mfn] + whole) == (refs[mfn], typed[mfn])
+        assert (frames.untyped[mfn] + frames.typed[mfn] + whole, frames.typed[mfn] + whole) == (refs[mfn], typed[mfn])
     for leaf in frames.pinned | guest.mmu.leaves.tables:
         assert frames.typed[leaf] > 0
     for leaf in guest.mmu.leaves.tables:
@@ -311,7 +311,7 @@ def _drive(guest: Guest, requests: list[tuple[str, int, int, object]], stores: l
         guest.mmu.unpin(mfn)
     if guest.mmu.base >= 0:
         guest.mmu.release(guest.mmu.base)
-    assert not any(guest.frames.refs)
+    assert not any(guest.frames.typed) and not any(guest.frames.untyped)
     assert not any(guest.frames.typed)
 
 
@@ -348,7 +348,7 @@ def test_chunks_are_counted_as_their_frames_would_be(
             guest.mmu.unpin(mfn)
         if guest.mmu.base >= 0:
             guest.mmu.release(guest.mmu.base)
-        left = any(guest.frames.refs) or any(guest.frames.typed) or any(guest.frames.whole)
+        left = any(guest.frames.untyped) or any(guest.frames.typed) or any(guest.frames.whole)
         guest.close()
     assert not left
 

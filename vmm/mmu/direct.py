@@ -25,6 +25,8 @@ _FORBIDDEN_TOP: Final = FORBIDDEN | Pte.NX
 _NX: Final = Pte.NX
 _NOT_QUICK: Final = FORBIDDEN | Pte.P | Pte.W  # of which must be P and W alone
 _REQUEST: Final = struct.Struct("<4I")
+_NOT_PLAIN: Final = bytes(flags & _NOT_QUICK & 0xFF != 3 for flags in range(256))  # by the lowest byte of an entry
+_GLOBAL: Final = bytes((_NOT_QUICK >> 8 & byte) != 0 for byte in range(256))  # by the next
 _READ_ONLY: Final = 0x61 | Pte.NX  # a page of the VMM's that the guest's kernel may read
 
 
@@ -39,6 +41,7 @@ class DirectMmu:
         self.base = -1  # the top-level table in use
         self.directories = [-1, -1, -1, -1]  # quads index of each directory in use, -1 for none
         self.leaves = Leaves(machine, frames)
+        self._hot = (frames.kind, frames.typed, frames.untyped, frames.owned, frames.plain, frames.mixed, machine.words, self.leaves.tables)
         self._roots = roots = machine.allocate(2 + -(-len(visible) // 512))
         for hfn in roots:
             machine.clear(hfn)
@@ -215,45 +218,75 @@ class DirectMmu:
             self.quads[at] = entry
             self.written(mfn)
 
-    def update_leaves(self, requests: bytes | memoryview) -> int:
-        """Does {address, value} requests, the first ones that are updates of leaf entries to writable pages; returns how many.
+    def update_leaf(self, address: int, above: int, entry: int, high: int) -> bool:
+        """An update of a leaf entry to a writable page, address and entry in halves, done; False: it is none, and for `update`.
 
-        A hot path: what a loop over `update` would do, without its calls (0.33 us an entry instead of 0.7).
+        A hot path: what `update` would do, without its calls. Python's numbers of 32 bits are faster than those of 64.
         """
-        frames = self.frames
-        kind, plain, typed, refs, mixed, words = frames.kind, frames.plain, frames.typed, frames.refs, frames.mixed, self.machine.words
-        base, left = -1, _REQUEST.iter_unpack(requests)
+        kind, typed, untyped, owned, plain, mixed, words, tables = self._hot
+        mfn, frame, at = address >> 12, entry >> 12, address >> 2
         try:
-            for address, above, entry, high in left:  # in halves: Python's numbers of 32 bits are faster
+            if above or high or address & 7 or mfn not in tables or not owned[mfn] or mfn in self.frames.whole_tables:
+                return False
+            old = words[at]
+            if entry & _NOT_QUICK != 3 or not plain[frame] or old & 3 == 1:
+                return False
+        except IndexError:  # no such frame: the guest's mistake, for the other way to refuse
+            return False
+        self.fills += 1
+        words[at] = entry
+        words[at + 1] = 0 if untyped[frame] or mixed[frame] else 0x80000000
+        if not typed[frame]:
+            kind[frame] = 1
+        typed[frame] += 1
+        if old & 1:
+            before = old >> 12
+            if typed[before] > 1:
+                typed[before] -= 1
+            else:
+                self.frames.drop_type(before)
+        return True
+
+    def update_leaves(self, requests: bytes) -> int:
+        """Does {address, value} requests, the first ones that are such updates; returns how many.
+
+        As hot: what concerns every request is looked at for all at once, and the rest is `update_leaf` without its calls (0.26 us instead of 0.7).
+        """
+        count, halves = len(requests) >> 4, memoryview(requests).cast("I")
+        if halves[1::2].tobytes() != bytes(8 * count) or any(requests[8::16].translate(_NOT_PLAIN)) or any(requests[9::16].translate(_GLOBAL)):
+            return next((n for n in range(count) if not self.update_leaf(*_REQUEST.unpack_from(requests, 16 * n))), count)
+        kind, typed, untyped, owned, plain, mixed, words, tables = self._hot
+        quads = self.quads
+        base, left = -1, iter(halves[::4].tolist())
+        try:
+            for address, entry in zip(left, halves[2::4].tolist(), strict=True):
                 if address & ~0xFF8 != base:
                     mfn = address >> 12
-                    if address & 7 or kind[mfn] != 2 or not typed[mfn] or not frames.owned[mfn] or mfn in frames.whole_tables:
+                    if address & 7 or mfn not in tables or not owned[mfn] or mfn in self.frames.whole_tables:
                         break
                     base = mfn << 12
                 frame, at = entry >> 12, address >> 2
                 old = words[at]
-                if high or above or entry & _NOT_QUICK != 3 or not plain[frame] or old & 3 == 1:
+                if not plain[frame] or old & 3 == 1:
                     break
-                held, counted = typed[frame], refs[frame]
-                words[at] = entry
-                words[at + 1] = 0x80000000 if counted == held and not mixed[frame] else 0
-                typed[frame], refs[frame] = held + 1, counted + 1
+                quads[address >> 3] = entry if untyped[frame] or mixed[frame] else entry | _NX
+                held = typed[frame]
+                typed[frame] = held + 1
                 if not held:
                     kind[frame] = 1
                 if old & 1:
                     before = old >> 12
-                    counted = refs[before]
-                    if counted == 1:
-                        self.leaves.drop_entry(old)
+                    held = typed[before]
+                    if held > 1:
+                        typed[before] = held - 1
                     else:
-                        refs[before] = counted - 1
-                        typed[before] -= 1
+                        self.frames.drop_type(before)
             else:
-                self.fills += len(requests) >> 4
-                return len(requests) >> 4
-        except IndexError:  # no such frame: the guest's mistake, for the other way to refuse
+                self.fills += count
+                return count
+        except IndexError:
             pass
-        finished = (len(requests) >> 4) - length_hint(left) - 1
+        finished = count - length_hint(left) - 1
         self.fills += finished
         return finished
 
@@ -353,7 +386,7 @@ class DirectMmu:
     def written(self, mfn: int) -> None:
         """The VMM wrote to a frame: what was compiled of it is dropped if any may be (erratum 6)."""
         frames = self.frames
-        if frames.mixed[mfn] or frames.refs[mfn] != frames.typed[mfn]:
+        if frames.mixed[mfn] or frames.untyped[mfn]:
             self.host.drop_code(mfn)
 
     # -- faults -----------------------------------------------------------------------------------------------------------------------
@@ -368,7 +401,7 @@ class DirectMmu:
         frames.single(frame)
         frames.mixed[frame] = 1
         self.quads[at] = entry & ADDRESS
-        if frames.refs[frame] > 1:
+        if frames.typed[frame] + frames.untyped[frame] > 1:
             wanted = (entry & ~0xFFF) | _NX
             for leaf in self.leaves.tables:
                 table = self.quads[leaf * 512 : leaf * 512 + 512].tolist()

@@ -44,10 +44,10 @@ class Frames:
     Most of a guest's memory is only ever mapped writable, 512 pages at a time, by one table in their own order: such a chunk is counted as a
     whole. Whatever treats one frame of a chunk differently breaks it for good: from then on its frames are counted one by one.
 
-    owned[mfn] is 1 for a frame of the guest's. refs counts all references: mappings, table entries, pins, registers. typed counts those that
-    hold its type, kind the type they hold; a kind without references is only remembered. mixed[mfn] is 1 when a frame is executed and written.
-    plain[mfn] is 1 for a frame of the guest's whose kind is none or writable: one that may be mapped writable without another look.
-    changed_type(): a frame that was writable becomes something else, so no stale translation may let it be written.
+    owned[mfn] is 1 for a frame of the guest's. typed counts references that hold its type: writable mappings, table entries, pins, registers;
+    kind is the type they hold, and without any only remembered. untyped counts the others: read-only mappings. mixed[mfn] is 1 when a frame is
+    executed and written. plain[mfn] is 1 for a frame of the guest's whose kind is none or writable: one that may be mapped writable without
+    another look. changed_type(): a frame that was writable becomes something else, so no stale translation may let it be written.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -55,7 +55,7 @@ class Frames:
         self.count = count
         self.owned, self.kind, self.mixed = bytearray(count), bytearray(count), bytearray(count)
         self.plain = bytearray(count)
-        self.refs, self.typed = [0] * count, [0] * count
+        self.typed, self.untyped = [0] * count, [0] * count
         self.chunk = [-1] * count  # by frame: which chunk it belongs to
         self.members: list[list[int]] = []  # of a chunk, in order
         self.broken, self.ever = bytearray(), bytearray()  # by chunk: counted one by one; was ever counted as a whole
@@ -93,7 +93,6 @@ class Frames:
         tables = self.whole[chunk]
         for mfn in self.members[chunk]:  # none of them is or was anything but writable memory
             self.kind[mfn] = Kind.WRITABLE
-            self.refs[mfn] += tables
             self.typed[mfn] += tables
         self.whole[chunk] = 0
         self.whole_tables = {table: other for table, other in self.whole_tables.items() if other != chunk}
@@ -120,13 +119,12 @@ class Frames:
         self.drop_whole(table)
         for mfn in self.members[chunk]:
             self.kind[mfn] = Kind.WRITABLE
-            self.refs[mfn] += 1
             self.typed[mfn] += 1
 
     def reserve(self, mfn: int) -> None:
         """Makes a page of the VMM's one that the guest may map, writable too."""
         self.owned[mfn], self.plain[mfn], self.kind[mfn] = 1, 1, Kind.WRITABLE
-        self.refs[mfn] = self.typed[mfn] = 1
+        self.typed[mfn] = 1
         self.reserved.add(mfn)
 
     def take(self, mfn: int) -> None:
@@ -134,12 +132,16 @@ class Frames:
         if mfn >= self.count or not self.owned[mfn]:
             raise Refused(Errno.PERM, FOREIGN)
         self.single(mfn)
-        self.refs[mfn] += 1
+        self.untyped[mfn] += 1
 
     def drop(self, mfn: int) -> None:
-        """One reference less."""
-        self.refs[mfn] -= 1
-        if not self.refs[mfn]:
+        """One reference less, of those that hold no type."""
+        self.untyped[mfn] -= 1
+        self.dropped(mfn)
+
+    def dropped(self, mfn: int) -> None:
+        """There is a reference less, maybe the last."""
+        if not self.untyped[mfn] and not self.typed[mfn]:
             self.mixed[mfn] = 0
             if mfn in self.given_up:
                 self.given_up.remove(mfn)
@@ -160,7 +162,6 @@ class Frames:
             if self.kind[mfn] == Kind.WRITABLE and kind != Kind.WRITABLE:
                 self.changed_type()
             self.kind[mfn], self.plain[mfn] = kind, kind == Kind.WRITABLE
-        self.refs[mfn] += 1
         self.typed[mfn] += 1
         return first
 
@@ -168,7 +169,7 @@ class Frames:
         """One such reference less; True when it was the last."""
         self.typed[mfn] -= 1
         last = not self.typed[mfn]
-        self.drop(mfn)
+        self.dropped(mfn)
         return last
 
     def give_up(self, mfn: int) -> None:
@@ -177,7 +178,7 @@ class Frames:
             raise Refused(Errno.PERM, FOREIGN)
         self.single(mfn)
         self.owned[mfn] = self.plain[mfn] = 0
-        if self.refs[mfn]:
+        if self.typed[mfn] or self.untyped[mfn]:
             self.given_up.add(mfn)
         else:
             self.free.append(mfn)

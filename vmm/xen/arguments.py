@@ -6,11 +6,13 @@ A wild address is the guest's mistake: it gets -EFAULT. Knows no hypercall.
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from vmm.faults import GuestPageFault
 from vmm.mmu.direct import VMM_START, DirectMmu
 from vmm.mmu.frames import Errno, Refused
 
+_REQUEST: Final = struct.Struct("<4I")
 _WILD = "a wild address"
 
 
@@ -42,6 +44,15 @@ class Arguments:
             raise Refused(Errno.FAULT, _WILD) from None
         return self.memory[at : at + size]
 
+    def request(self, gva: int) -> tuple[int, int, int, int]:
+        """Two 64-bit words in halves: a request of mmu_update."""
+        if gva & 0xFFF > 0xFF0 or gva >= VMM_START:
+            return _REQUEST.unpack(self.read(gva, 16))
+        try:
+            return _REQUEST.unpack_from(self.memory, self.mmu.translate(gva))
+        except GuestPageFault:
+            raise Refused(Errno.FAULT, _WILD) from None
+
     def words(self, gva: int, count: int) -> tuple[int, ...]:
         """`count` 32-bit words."""
         return struct.unpack(f"<{count}I", self.read(gva, 4 * count))
@@ -70,7 +81,7 @@ class Arguments:
             raise Refused(Errno.FAULT, _WILD) from None
         self.memory_words[at >> 2] = value & 0xFFFFFFFF
         mfn, frames = at >> 12, self.mmu.frames
-        if frames.mixed[mfn] or frames.refs[mfn] != frames.typed[mfn]:
+        if frames.mixed[mfn] or frames.untyped[mfn]:
             self.mmu.written(mfn)
 
     def write_words(self, gva: int, *values: int) -> None:

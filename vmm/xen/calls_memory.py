@@ -6,23 +6,21 @@ Knows the layouts of the requests (Xen's public headers, xen.h and memory.h). Wh
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vmm.faults import GuestPageFault
 from vmm.machine import FRAME
 from vmm.mmu.frames import FOREIGN, Errno, Kind, Refused
+from vmm.xen.batches import each
 
 if TYPE_CHECKING:
     from vmm.xen.domain import XenDomain
 
 DOMID_SELF: Final = 0x7FF0
 OWN_ID: Final = 1
-_MOST: Final = 65536  # requests that one call looks at
-_CHUNK: Final = 256
+_MOST: Final = 65536  # pages that one call deals with
 _UPDATE: Final = struct.Struct("<2Q")
 _EXTENDED: Final = struct.Struct("<3I")
-_PREEMPTED: Final = 1 << 31
 _FLUSH: Final = 3  # bits of update_va_mapping's flags that ask for any flush
 
 
@@ -32,56 +30,15 @@ def check_self(domid: int) -> None:
         raise Refused(Errno.PERM, "another domain's memory")
 
 
-def _each(
-    domain: XenDomain,
-    requests: int,
-    count: int,
-    done: int,
-    layout: struct.Struct,
-    do: Callable[..., None],
-    quick: Callable[[bytes], int] | None = None,
-) -> int:
-    """Does requests up to the first that is refused; how many were done is written to `done` if that is not 0.
-
-    quick: does as many of some requests as it can, and says how many; the next one is then for `do`.
-    """
-    finished, result = 0, 0
-    count &= ~_PREEMPTED
-    if count > _MOST:
-        count, result = _MOST, -Errno.TOOBIG
-    arguments = domain.arguments
-    try:
-        while finished < count:
-            part = min(_CHUNK, count - finished)
-            data = arguments.read(requests + finished * layout.size, part * layout.size)
-            while data:
-                skipped = quick(data) if quick else 0
-                finished += skipped
-                if skipped * layout.size < len(data):
-                    do(*layout.unpack_from(data, skipped * layout.size))
-                    finished += 1
-                    skipped += 1
-                data = data[skipped * layout.size :]
-    except Refused as refused:
-        domain.stats.refused[refused.why] += 1
-        result = -refused.error
-    if done:
-        arguments.write_word(done, finished)
-    return result
-
-
 def mmu_update(domain: XenDomain, requests: int, count: int, done: int, domid: int, _e: int) -> int:
     """{address | command, value} each: 0 writes a page-table entry, 1 an entry of the machine-to-physical table, 2 as 0 with A and D kept."""
     if domid != DOMID_SELF:
         check_self(domid)
-    if count == 1:  # the most frequent by far
-        arguments = domain.arguments
-        data = arguments.view(requests, 16)
-        if domain.mmu.update_leaves(data):
-            if done:
-                arguments.write_word(done, 1)
-            return 0
-    return _each(domain, requests, count, done, _UPDATE, lambda address, value: _update(domain, address, value), domain.mmu.update_leaves)
+    if count == 1 and domain.mmu.update_leaf(*domain.arguments.request(requests)):  # the most frequent by far
+        if done:
+            domain.arguments.write_word(done, 1)
+        return 0
+    return each(domain, requests, count, done, _UPDATE, lambda address, value: _update(domain, address, value), domain.mmu.update_leaves)
 
 
 def _update(domain: XenDomain, address: int, value: int) -> None:
@@ -146,7 +103,7 @@ def mmuext_op(domain: XenDomain, requests: int, count: int, done: int, domid: in
             case _:
                 raise Refused(Errno.NOSYS, "an unknown command")
 
-    return _each(domain, requests, count, done, _EXTENDED, do)
+    return each(domain, requests, count, done, _EXTENDED, do)
 
 
 def _writable(domain: XenDomain, mfn: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vmm.clock import Alarm
+from vmm.cpu_state import Cpu
 from vmm.exits import RESUME, WAIT, Outcome
 from vmm.machine import FRAME
 from vmm.mmu.direct import DirectMmu
@@ -17,6 +18,7 @@ from vmm.mmu.frames import Frames, Kind
 from vmm.mmu.host import HostSpace
 from vmm.start import CONSOLE_PORT, STORE_PORT, Domain
 from vmm.xen.arguments import Arguments
+from vmm.xen.batches import Preempted
 from vmm.xen.channels import TIMER, Channel, Channels, State
 from vmm.xen.descriptors import XenDescriptors
 from vmm.xen.grants import Grants
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 HYPERCALL_VECTOR: Final = 0x82
+_INT: Final = bytes((0xCD, HYPERCALL_VECTOR))
+_ARGUMENTS: Final = (Cpu.EBX, Cpu.ECX, Cpu.EDX, Cpu.ESI, Cpu.EDI)
 _PERIOD: Final = 10_000_000  # ns between timer interrupts that nobody asked for, as every new domain has them
 _IRET: Final = 23
 _HIDDEN = 1 << 1 | 1 << 3 | 1 << 7 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 16  # VME PSE MCE APIC PGE MCA PAT
@@ -90,7 +94,13 @@ class XenDomain:
     def hypercall(self, number: int) -> Outcome:
         """One hypercall: arguments and the result are in the CPU's registers."""
         state = self.machine.state
-        result = call(self, number, state[6], state[2], state[4], state[12], state[14])
+        try:
+            result = call(self, number, state[6], state[2], state[4], state[12], state[14])
+        except Preempted as preempted:
+            for argument, value in preempted.arguments.items():
+                state[_ARGUMENTS[argument]] = value & 0xFFFFFFFF
+            state[Cpu.EIP] = state[Cpu.EIP] - len(_INT) & 0xFFFFFFFF
+            return RESUME
         if number != _IRET or result:
             state[0] = result & 0xFFFFFFFF
         if not self._blocks:
@@ -156,7 +166,7 @@ def hypercall_page() -> bytes:
     """Entry n, 32 bytes each: mov $n,%eax; int $82h; ret. IRET's saves EAX for the frame that it reads and never comes back."""
     entries = []
     for number in range(FRAME // 32):
-        code = b"\xb8" + number.to_bytes(4, "little") + bytes((0xCD, HYPERCALL_VECTOR, 0xC3))
+        code = b"\xb8" + number.to_bytes(4, "little") + _INT + b"\xc3"
         if number == _IRET:
             code = b"\x50" + code[:-1]
         entries.append(code.ljust(32, b"\xcc"))

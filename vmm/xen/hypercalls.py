@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmm.mmu.frames import Errno, Refused
 from vmm.xen import calls_cpu, calls_events, calls_memory, calls_system
+from vmm.xen.batches import Preempted, limit, overdue
 
 if TYPE_CHECKING:
     from vmm.xen.domain import XenDomain
@@ -32,7 +33,7 @@ class Hypercall:
 
 
 def call(domain: XenDomain, number: int, a: int, b: int, c: int, d: int, e: int) -> int:
-    """Does one hypercall; a negative result is an error of the ABI."""
+    """Does one hypercall; a negative result is an error of the ABI. Raises Preempted, with the arguments to go on with."""
     found = HYPERCALLS.get(number)
     if found is None:
         domain.stats.hypercalls[f"{number} (not offered)"] += 1
@@ -49,11 +50,19 @@ def _multicall(domain: XenDomain, entries: int, count: int, _c: int, _d: int, _e
     """A list of {number, result, six arguments}; each result is written back."""
     if count > _MOST_CALLS:
         raise Refused(Errno.TOOBIG, "too many calls in a multicall")
-    arguments = domain.arguments
-    for at in range(entries, entries + 32 * count, 32):
+    arguments, end = domain.arguments, limit()
+    for n in range(count):
+        at = entries + 32 * n
         number, _, a, b, c, d, e, _ = _CALL.unpack(arguments.view(at, 32))
-        result = -Errno.INVAL if number in _NEVER_LISTED else call(domain, number, a, b, c, d, e)
+        try:
+            result = -Errno.INVAL if number in _NEVER_LISTED else call(domain, number, a, b, c, d, e)
+        except Preempted as preempted:
+            for argument, value in preempted.arguments.items():
+                arguments.write_word(at + 8 + 4 * argument, value)
+            raise Preempted({0: at, 1: count - n}) from None
         arguments.write_word(at + 4, result)
+        if n & 15 == 15 and n + 1 < count and overdue(end):
+            raise Preempted({0: at + 32, 1: count - n - 1})
     return 0
 
 
