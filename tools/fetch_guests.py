@@ -41,7 +41,7 @@ class Package:
     @property
     def folder(self) -> str:
         """Where it is unpacked, below the guests' folder."""
-        return self.package.partition(":")[0]
+        return self.package.removesuffix(":i386").replace(":", "-")
 
 
 GUESTS: Final[Mapping[str, Package]] = {
@@ -49,7 +49,9 @@ GUESTS: Final[Mapping[str, Package]] = {
     "gnumach-xen": Package("gnumach-image-1.8-xen-486:i386", "boot/gnumach-1.8-xen-486.gz", "GNU Mach 1.8 as a 32-bit PAE Xen guest"),
     "linux-pae": Package("linux-image-686-pae:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs with PAE", meta=True, alone=True),
     "linux": Package("linux-image-686:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs without PAE", meta=True, alone=True),
+    "linux-amd64": Package("linux-image-amd64:amd64", "boot/vmlinuz-*", "Linux for 64-bit PCs", meta=True, alone=True),
     "busybox": Package("busybox-static:i386", "bin/busybox", "user programs for a RAM disk, all in one", alone=True),
+    "busybox-amd64": Package("busybox-static:amd64", "bin/busybox", "the same for 64-bit kernels", alone=True),
     "grub-xen": Package("grub-xen-host", "usr/lib/grub-xen/grub-i386-xen.bin", "GRUB as a 32-bit PAE Xen guest"),
 }
 
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(name: str, folder: Path) -> int:
     try:
-        print(f"{name:12} {fetch(name, folder)}", flush=True)
+        print(f"{name:13} {fetch(name, folder)}", flush=True)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

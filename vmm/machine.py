@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 
@@ -35,6 +36,8 @@ EFER_HOST = 1 << 11 | 1 << 10 | 1 << 8  # NXE LMA LME
 
 VMM_EXIT = 0x100
 """An intercept arrives as this vector plus its exit code."""
+KICK_EXIT = VMM_EXIT + ExitCode.SMI
+"""The vector of a kick where kicks exit."""
 BARE_PRIVATE = 64 * 1024
 """Bytes at the end of a bare machine's memory that its CPU cannot address."""
 DEVICES_END = 1 << 40  # of the CPU's physical address space: page-table entries reach no further
@@ -42,6 +45,7 @@ BUS = 1 << 39
 """Where a machine made with `bus` has its bus: the address of guest-physical address 0 on it. It reaches to DEVICES_END."""
 _INTERCEPT_BASE = 0x60  # the exit code that stands for bit 0 of the CPU's first word of intercepts
 _INTR_PIN = 2  # of the requests that the CPU looks at between instructions
+_KICK = 1 << 6  # a system management interrupt, which no device of ours raises
 _VIRTUAL = 1 << 8  # and the guest's own
 _LONG_MODE, _CODE_64, _SMAP = 1 << 14, 1 << 15, 1 << 23  # in the decoding flags
 _NESTED = 1 << 6  # in those behind them
@@ -90,6 +94,8 @@ class Machine:
     bare: the CPU stays in legacy mode and sees `visible` bytes as RAM from address 0 and nothing else of the memory; for the rest of its
     physical addresses on_memory(hpa, size, value or None to read) is called. `allocate` gives frames that it does not see.
     bus: from hpa BUS on, nested tables find device memory; on_memory is called with the offset from BUS.
+    kick_exits: a kick is an exit with vector KICK_EXIT between two instructions, whose handler must `stop`; what exits so must be intercepted.
+    Erratum 15: no stop is pending then while SYSCALL or SYSENTER looks for its hook.
     shared: VMs of several back-ends are to take turns on it, each in a world of its own. world: whose turn it is.
     """
 
@@ -118,6 +124,8 @@ class Machine:
         self.on_memory: Callable[[int, int, int | None], int] = lambda hpa, size, value: (1 << 8 * size) - 1
         self.on_code: Callable[[int, int], None] = lambda linear, size: None
         self.stop_behind: Callable[[], None] | None = None  # what `stop` does instead where an instruction must not be left in its middle
+        self.kick_exits = False
+        self._kicking = threading.RLock()  # held by whoever changes what the CPU is asked while the other thread may
         self.running = False
         self._failure: BaseException | None = None
         self._requests, self._requests_found = ctypes.c_uint32(), False  # nobody's, until they are looked for
@@ -216,7 +224,10 @@ class Machine:
         count = most or (0 if self.precise_kicks else _SLICE)
         begin = ctypes.c_uint64(self.wide[Cpu.EIP >> 1])
         error = uclib.uc_emu_start(self._handle, begin, ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_size_t(count))
-        self.running = False
+        with self._kicking:
+            self.running = False
+            if self.kick_exits:
+                self._requests.value &= ~_KICK  # one that came too late
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -232,13 +243,26 @@ class Machine:
         else:
             self.stop_behind()
 
+    def take_kick(self) -> None:
+        """A kick has made the CPU exit: ends the run."""
+        with self._kicking:
+            self._requests.value &= ~_KICK
+        self.stop()
+
     def kick(self) -> None:
         """Asks a running CPU, from another thread, to stop at the start of a block. Some kicks are lost (erratum 3): repeat.
 
         Without `precise_kicks` nothing is asked: the run ends by itself then, after so many instructions.
         """
-        if self.running and self.precise_kicks:
-            uclib.uc_emu_stop(self._handle)
+        with self._kicking:
+            if not self.running or not self.precise_kicks:
+                return
+            if self.kick_exits:
+                first_byte = ctypes.c_uint8.from_address(ctypes.addressof(self._requests))  # the CPU itself may be writing the others
+                first_byte.value |= _KICK
+                self._leave_chain.value = 0xFFFF
+            else:
+                uclib.uc_emu_stop(self._handle)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -343,8 +367,9 @@ class Machine:
 
     def set_interrupt_pin(self, level: bool) -> None:
         """The CPU's INTR pin. While it is high an exit comes at the first instruction boundary where the CPU takes interrupts."""
-        request = self._requests.value
-        self._requests.value = request | _INTR_PIN if level else request & ~_INTR_PIN
+        with self._kicking:
+            request = self._requests.value
+            self._requests.value = request | _INTR_PIN if level else request & ~_INTR_PIN
         if level and self.stop_behind is not None:
             self.stop_behind()
         elif level and self.running:
@@ -371,7 +396,8 @@ class Machine:
 
     @virtual_interrupt.setter
     def virtual_interrupt(self, waits: bool) -> None:
-        self._requests.value = self._requests.value & ~_VIRTUAL | (_VIRTUAL if waits else 0)
+        with self._kicking:
+            self._requests.value = self._requests.value & ~_VIRTUAL | (_VIRTUAL if waits else 0)
 
     def write_msr(self, number: int, value: int) -> None:
         """Writes one of the CPU's own MSRs."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-HANDLERS = ("on_interrupt", "on_invalid", "on_port", "on_cpuid", "on_fast_call", "on_memory", "on_code", "stop_behind")
-"""The handlers of a machine that each world has its own of."""
+HANDLERS = ("on_interrupt", "on_invalid", "on_port", "on_cpuid", "on_fast_call", "on_memory", "on_code", "stop_behind", "kick_exits")
+"""The handlers of a machine that each world has its own of, and how a kick gets to it."""
 
 
 class World:

@@ -1,9 +1,11 @@
 """Long mode in guest mode: the switch there and back, delivery, system calls, MSRs, and pages. Each seen by a guest of its own."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.assembly import assemble_long
-from tests.machine.flat import ENTRY, FINISH, flat_vm, quads
+from tests.machine.flat import ENTRY, FINISH, finish, flat_vm, quads
 from tests.machine.long_kernel import (
     ALIAS,
     DIRECTORY,
@@ -28,8 +30,10 @@ from tests.machine.long_kernel import (
 )
 from tests.machine.small_kernel import LOG, STACK, USER_PAGES
 from tests.machine.test_errata import kicked
+from tests.unit.boot.test_linux import bzimage
 from vmm.backends.hw import Hardware, HwOptions
 from vmm.exits import End
+from vmm.vm import Vm, machine_for
 
 _FRAME = f"mov rdi,{LOG}; mov ecx,6; mov rsi,rsp; l: lodsq; stosq; loop l; mov rax,cr2; stosq; mov [rdi],rsp; mov ax,ss; mov [rdi+8],rax; {FINISH}"
 _REPORT_1 = "mov al,1; out 0xf4,al"
@@ -98,6 +102,16 @@ def test_cpuid_names_what_there_is() -> None:
     shadowed = flat_vm(long_kernel(FINISH), options=HwOptions(mmu="shadow"))
     assert shadowed.cpuid(0x80000001, 0)[3] == 1 << 20
     assert shadowed.run(5).why is End.DIED  # WRMSR refuses LME, and there is no IDT
+
+
+def test_a_bzimage_that_unpacks_itself_is_entered_in_64_bit_code(tmp_path: Path) -> None:
+    """At its 64-bit entry, with RSI at the zero page: what runs there is 64-bit code."""
+    packed = bytes(0x200 - 64) + assemble_long(f"cmp dword ptr [rsi+0x202],{0x53726448}; setne al; out 0xf4,al; l: jmp l")
+    file = tmp_path / "bzImage"
+    file.write_bytes(bzimage(packed, xloadflags=1))
+    vm = Vm(machine_for(8, HwOptions()), memory_mib=8, options=HwOptions())
+    vm.load(str(file))
+    assert finish(vm) == 0
 
 
 # -- events --------------------------------------------------------------------------------------------------------------------------

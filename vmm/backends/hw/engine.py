@@ -27,7 +27,7 @@ from vmm.events import Events
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.lapic_page import GFN as LAPIC
-from vmm.machine import EFER_HOST, PHYSICAL_CR0, PHYSICAL_CR4, MachineError, NoCode
+from vmm.machine import EFER_HOST, KICK_EXIT, PHYSICAL_CR0, PHYSICAL_CR4, MachineError, NoCode
 from vmm.memory import GuestMemory
 from vmm.mmu.coherence import Coherence
 from vmm.mmu.linear import LinearMemory
@@ -220,7 +220,9 @@ class Hardware:
         machine.clear_event()
         if vector >= EXIT and self.svm.take_interrupt_shadow():
             self.vcpu.inhibited = True
-        if vector == NESTED_FAULT:
+        if vector == KICK_EXIT:
+            machine.take_kick()
+        elif vector == NESTED_FAULT:
             self._nested_fault(state[machine.error_code])
         elif self.port_fault.pending:
             self._end_port_access()

@@ -27,8 +27,8 @@ _STUB = 0x1000  # linear, in the host's tables
 _VMLOAD_VMRUN = b"\x0f\x01\xda\x0f\x01\xd8\xf4"
 _HOST_TABLE, _HOST_LEAF = 0x23, 0x61
 _DESCRIPTOR_TABLES = range(0x66, 0x6E)
-# INTR, LTR (erratum 11), CPUID, MSR, VMRUN to SKINIT, MONITOR, MWAIT
-_ALWAYS = (0x60, 0x6D, 0x72, 0x7C, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8A, 0x8B)
+# INTR, SMI (a kick), LTR (erratum 11), CPUID, MSR, VMRUN to SKINIT, MONITOR, MWAIT
+_ALWAYS = (0x60, 0x62, 0x6D, 0x72, 0x7C, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8A, 0x8B)
 _BY_PRIMARY: Final = {
     Primary.HLT_EXITING: (0x78,), Primary.INVLPG_EXITING: (0x79, 0x7A), Primary.RDPMC_EXITING: (0x6F,),
     Primary.RDTSC_EXITING: (0x6E, 0x87), Primary.PAUSE_EXITING: (0x77,),
@@ -108,6 +108,7 @@ class Svm:
             raise MachineError(f"VMRUN did not enter the guest: vectors {seen}")
         machine.find_requests()
         machine.virtual_interrupt = False
+        machine.kick_exits = True
 
     def change_controls(self, vmcs: Vmcs, *, checks_cr3: bool) -> None:
         """Takes over the execution controls of a VMCS whose guest is running. checks_cr3: loads of CR3 come here in any case."""
