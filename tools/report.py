@@ -69,7 +69,7 @@ def record(ended: Ended, kernel: str, status: int) -> dict[str, object]:
         "events": events(vm),
         "memory_mib": vm.memory.size // MIB,
         "fills": vm.mmu.fills,
-        "retired": vm.backend.retired() if vm.icount else None,
+        "retired": vm.icount.total() if vm.icount else None,
     }
 
 

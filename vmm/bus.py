@@ -4,7 +4,7 @@ Knows who answers where and how wide an access a device takes. Must not know wha
 memory side is asked only for guest-physical addresses (gpa) that RAM does not claim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 PAGE_SHIFT = 12
@@ -98,6 +98,13 @@ class Bus:
         half = size // 2
         low, high = (None, None) if value is None else (value & (1 << 8 * half) - 1, value >> 8 * half)
         return self.memory(gpa, half, low) | self.memory(gpa + half, size - half, high) << 8 * half
+
+    def devices(self) -> Iterator[object]:
+        """Whoever answers, by ports and then by device memory; one that answers in several places comes several times."""
+        for _, port in sorted(self._ports.items()):
+            yield getattr(port.access, "__self__", None)
+        for _, window in sorted(self._pages.items()):
+            yield getattr(window.access, "__self__", None)
 
     def memory_device(self, gpa: int, size: int = 1) -> bool:
         """Is a memory-mapped device on any page of the `size` bytes from `gpa`?"""

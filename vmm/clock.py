@@ -19,12 +19,12 @@ def real_time() -> Callable[[], int]:
 
 
 class Alarm:
-    """One action that is to run at a time. Spent or cancelled, its action is None."""
+    """One action that is to run at a time. Spent or cancelled, its action is None. order: of those due together, the smallest runs first."""
 
-    __slots__ = ("action", "deadline")
+    __slots__ = ("action", "deadline", "order")
 
-    def __init__(self, deadline: int, action: Callable[[], None]) -> None:
-        self.deadline = deadline
+    def __init__(self, deadline: int, action: Callable[[], None], order: int = 0) -> None:
+        self.deadline, self.order = deadline, order
         self.action: Callable[[], None] | None = action
 
     def cancel(self) -> None:
@@ -46,10 +46,16 @@ class Clock:
         """The virtual time."""
         return self._source()
 
+    def go_on_from(self, now: int) -> None:
+        """From now on it is `now` and what passes from here. Alarms that are set already keep their deadlines."""
+        source = self._source
+        ahead = now - source()
+        self._source = lambda: source() + ahead
+
     def at(self, deadline: int, action: Callable[[], None]) -> Alarm:
         """Have `action` run by the first `run_due` at or after `deadline`; a deadline that has passed is the next one."""
-        alarm = Alarm(deadline, action)
         self._order += 1
+        alarm = Alarm(deadline, action, self._order)
         heapq.heappush(self._heap, (deadline, self._order, alarm))
         if len(self._heap) > self._compact_at:
             self._compact()

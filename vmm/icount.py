@@ -23,7 +23,7 @@ class InstructionTime:
 
     def __init__(self, retired: Callable[[], int]) -> None:
         self.retired = retired
-        self._skipped = 0
+        self._skipped = self._before = 0
 
     def now(self) -> int:
         """Virtual time in nanoseconds."""
@@ -32,6 +32,15 @@ class InstructionTime:
     def left(self, deadline: int | None) -> int:
         """Instructions until `deadline`, at least 0, at most MOST."""
         return MOST if deadline is None else max(0, min(MOST, -((self.now() - deadline) // NANOSECONDS)))
+
+    def total(self) -> int:
+        """Instructions of the guest, those before `go_on_from` included."""
+        return self.retired() + self._before
+
+    def go_on_from(self, now: int, retired: int) -> None:
+        """It is `now`, after so many instructions, whatever has been counted here."""
+        self._before = retired - self.retired()
+        self._skipped += now - self.now()
 
     def skip_to(self, deadline: int) -> None:
         """The guest is halted: it is `deadline` now, if it was earlier."""

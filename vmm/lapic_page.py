@@ -37,6 +37,11 @@ class LapicPage:
         self.unread: Callable[[], bool] = lambda: False
         self._offer()
 
+    def restored(self) -> None:
+        """Another state was put into the device."""
+        self.update()
+        self._offer()
+
     def update(self) -> None:
         """Brings the frame up to date whole."""
         start = self.hfn * FRAME

@@ -53,6 +53,7 @@ _AC = 1 << 18  # in EFLAGS
 _GUEST_MODE = 1 << 21  # in the decoding flags: intercepts are active
 
 _COMPILED_CODE = 16 * MIB  # the engine's buffer: when it is full all of it is dropped; by default it would grow to 1 GiB
+_FLOAT_CONTROL = ("FPCW", "FPSW", "FPTAG", "FOP", "FIP", "FCS", "FDP", "FDS", "MXCSR")
 _SLICE = 200_000  # instructions between stops where none can be asked for: 3.6 ms, since each then costs 18 ns
 _CONTEXT_HEADER = 40  # bytes in front of the CPU's state in a saved context
 _ZERO_FRAME = bytes(FRAME)
@@ -265,6 +266,22 @@ class Machine:
                 uclib.uc_emu_stop(self._handle)
 
     # -- state -------------------------------------------------------------------------------------------------------
+
+    def float_state(self) -> dict[str, int]:
+        """The x87 and SSE registers, between runs. R0 to R7 are the x87's by their places, not from the top, with the exponent above 64 bits."""
+        read, values = self._uc.reg_read, {name: self._uc.reg_read(_register(name)) for name in _FLOAT_CONTROL}
+        for n in range(8):
+            mantissa, exponent = read(_register(f"FP{n}"))
+            values[f"R{n}"] = exponent << 64 | mantissa
+        return values | {f"XMM{n}": read(_register(f"XMM{n}")) for n in range(16)}
+
+    def set_float_state(self, values: Mapping[str, int]) -> None:
+        """Writes what `float_state` has read, of this or of another machine."""
+        for name, value in values.items():
+            if name[0] == "R":
+                self._uc.reg_write(_register(f"FP{name[1:]}"), (value & (1 << 64) - 1, value >> 64))
+            else:
+                self._uc.reg_write(_register(name), value)
 
     def flags(self) -> int:
         """EFLAGS, the lazily kept arithmetic flags included."""
@@ -639,6 +656,11 @@ class Machine:
 
 
 _handlers = attrgetter(*HANDLERS)
+
+
+def _register(name: str) -> int:
+    number: int = getattr(uc_x86, f"UC_X86_REG_{name}")
+    return number
 
 
 def _scattered(count: int) -> list[int]:

@@ -41,6 +41,7 @@ from vmm.ticker import LONGEST, Ticker
 from vmm.vcpu import Vcpu
 
 if TYPE_CHECKING:
+    from vmm.snapshot import Snapshot, Watch
     from vmm.xen.domain import XenDomain
 
 _STOPS = {
@@ -71,6 +72,7 @@ class Vm:
     descriptors: Descriptors
     vcpu: Vcpu
     domain: XenDomain | None = None
+    _watch: tuple[str, Watch] | None = None  # what memory held at the snapshot of this identity
 
     def __init__(
         self,
@@ -141,6 +143,38 @@ class Vm:
         assert self.start.domain is not None
         self.backend.start(self.start)
         self.receive = build_xen_board(self, self.domain, self.start.domain, self.disks).console.receive
+
+    # -- snapshots -------------------------------------------------------------------------------------------------------------
+
+    def snapshot(self, parent: Snapshot | None = None) -> Snapshot:
+        """All of the guest at this moment, between two runs; the VM can go on. parent: an earlier one, from which the new one tells the changes only.
+        Raises InputError for a guest that has none, or has ended.
+        """
+        from vmm.snapshot import Watch, take  # only these VMs need it
+
+        self.settle()
+        if parent is None or self._watch is None or self._watch[0] != parent.identity:
+            self._watch = "", Watch(self.memory, {} if parent is None else parent.memory())
+        snapshot = take(self, self._watch[1].changed(), parent)
+        self._watch = snapshot.identity, self._watch[1]
+        return snapshot
+
+    def settle(self) -> None:
+        """Between two runs: gets to where all of the guest is in its vCPU, memory and devices. Raises InputError when it ends on the way."""
+        stopped, self.stopped = self.stopped, None
+        if stopped is not None and stopped.why not in (End.TIMEOUT, End.QUIT):
+            self.stopped = stopped
+        else:
+            self.backend.settle()
+        if self.stopped is not None:
+            raise InputError(f"snapshot: the guest has ended: {self.stopped.reason}")
+        self.stopped = stopped
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Instead of `load`: makes this VM the guest of a snapshot. Raises InputError when it is of another machine."""
+        from vmm.snapshot import restore  # only these VMs need it
+
+        restore(self, snapshot)
 
     # -- running ---------------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from vmm.backends import Options
 from vmm.backends.native import NativeOptions
 from vmm.backends.step import StepOptions
 from vmm.console import Recorder
+from vmm.exits import Stop
 from vmm.vm import Vm, machine_for
 
 NAMES = ("hello", "faults", "faults-pae", "faults-io", "faults-step", "smc", "stale-code", "stale-shadow", "lost-if", "raw-pointer")
@@ -44,11 +45,16 @@ def run(name: str, options: Options) -> End:
     console = Recorder()
     vm = Vm(machine_for(guest.memory_mib, options), memory_mib=guest.memory_mib, options=options, console=console, icount=True)
     vm.load(str(guest.file), append=guest.command_line)
-    stop = vm.run(120)
+    return end_of(vm, vm.run(120), console)
+
+
+def end_of(vm: Vm, stop: Stop, console: Recorder) -> End:
+    """What is left of a run that counted instructions."""
+    assert vm.icount is not None
     vcpu = vm.vcpu
     registers = (*(vcpu.register(n) for n in range(8)), vcpu.eip, vcpu.flags(), vcpu.cr0, vcpu.cr2, vcpu.cr3, vcpu.cr4)
     gdt = range(vcpu.gdt_base, vcpu.gdt_base + vcpu.gdt_limit + 1)
-    return End(stop.reason, console.text, vm.backend.retired(), registers, vm.memory.read(0, guest.memory_mib << 20), gdt)
+    return End(stop.reason, console.text, vm.icount.total(), registers, vm.memory.read(0, vm.memory_size), gdt)
 
 
 @cache

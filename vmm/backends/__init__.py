@@ -60,6 +60,14 @@ class Backend(Protocol):
         """Instructions retired so far, by the rule of `vmm.icount`; exact whenever the guest or a device can ask."""
         ...
 
+    def settle(self) -> None:
+        """Between two runs: gets the guest to an instruction boundary with nothing under way, and the vCPU exact: all of the guest is in the vCPU."""
+        ...
+
+    def restored(self) -> None:
+        """EFER and MSRs of the vCPU are another guest's; the other registers will be loaded next, as a guest loads them."""
+        ...
+
     def synchronize(self) -> None:
         """Makes the vCPU exact, as near as the place allows, for reports on a stopped VM."""
         ...

@@ -53,6 +53,7 @@ class DirectExecution:
         self.caches: Mapping[str, TranslationCache] = {}
         self.words = memoryview(bytearray(FRAME)).cast("I")
         self.exact = True  # whether the vCPU is the guest's state, the engine being stopped
+        self.settling = False  # the next time that it is, the engine is to stop
         self.in_user = False  # which mode the guest is in, for ring 3, where the CPU cannot tell
         self.after_step: Callable[[bool], None] | None = None
         self._debug_trap = False  # the guest's own TF was set when the instruction that is being stepped began
@@ -113,17 +114,36 @@ class DirectExecution:
             self._end_port_access()
         else:
             if not self.exact:
-                self._capture()
-                self.vm.vcpu.inhibited = bool(self.state[Cpu.HFLAGS] & 8)
+                self._stand()
             self.exact = False
             self.count.due_in(self.vm, 1)
             self._resume()
         if self.vm.stopped is None and not self.exact:
             self.machine.run()
 
+    def settle(self) -> None:
+        """Ends what is under way: an access that is being aborted, or a step."""
+        self.settling = True
+        if self._port.pending:
+            self._end_port_access()
+        elif not self.exact and self.after_step is None:
+            self._stand()
+        while not self.exact and self.vm.stopped is None:
+            self.machine.run()
+        self.settling = False
+
+    def _stand(self) -> None:
+        """The engine was stopped in front of an instruction: the vCPU is exact there."""
+        self._capture()
+        self.vm.vcpu.inhibited = bool(self.state[Cpu.HFLAGS] & 8)
+        self.exact = True
+
     def retired(self) -> int:
         """Instructions retired so far: counted under `step` only."""
         return self.count.retired
+
+    def restored(self) -> None:
+        """EFER and MSRs of the vCPU are another guest's: nothing else is derived from them."""
 
     def synchronize(self) -> None:
         """Makes the vCPU exact, for reports on a stopped VM."""
@@ -132,6 +152,10 @@ class DirectExecution:
 
     def _resume(self) -> None:
         """Enters the guest at the vCPU's state, delivering what may be delivered and emulating what may not run first."""
+        if self.settling and self.after_step is None:
+            self.exact = True
+            self.machine.stop()
+            return
         vcpu, interrupts, counting = self.vm.vcpu, self.vm.board.interrupts, self.vm.icount is not None
         for _ in range(_IN_A_ROW):
             if interrupts.asserted and vcpu.interrupts_on and self.after_step is None:

@@ -36,7 +36,7 @@ class Symbols:
     """
 
     def __init__(self, source: str, table: bytes = b"", strings: bytes = b"", ranges: Sequence[Range] = (), *, long: bool = False) -> None:
-        self._source, self._long = source, long
+        self.source, self._long = source, long
         self._raw = (table, strings)
         self._ranges = tuple(ranges)
         self._places: list[tuple[int, int, int, str]] | None = None
@@ -64,11 +64,11 @@ class Symbols:
         if name in self._addresses:
             return self._addresses[name]
         if not self._addresses:
-            raise InputError(f"{name}: no such symbol: {self._source} has no symbols")
+            raise InputError(f"{name}: no such symbol: {self.source} has no symbols")
         from difflib import get_close_matches  # only a mistake needs it
 
         near = get_close_matches(name, self._addresses, n=3)
-        raise InputError(f"{name}: no such symbol in {self._source}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
+        raise InputError(f"{name}: no such symbol in {self.source}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
 
     def functions(self) -> list[int]:
         """The addresses of all functions, in order; labels in assembly are none."""

@@ -517,6 +517,10 @@ class IdeChannel:
         if self._drive is not None:
             self._drive.finish()
 
+    def restored(self) -> None:
+        """Another state was put into the attributes."""
+        self._drive = self.drives[self.selected]
+
     def _select(self, slot: int) -> None:
         self.selected = slot
         self._drive = self.drives[slot]

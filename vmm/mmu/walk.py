@@ -71,6 +71,12 @@ class GuestPaging:
         self.reserved = _PAE_RESERVED if self.no_execute else _PAE_RESERVED | Pte.NX
         return True
 
+    def restore(self, cr0: int, cr3: int, cr4: int, efer: int, pdptes: list[int]) -> None:
+        """Takes over control registers with the pointers that PAE had latched, whatever stands in memory."""
+        self.enabled = self.pae = True
+        self.pdptes = list(pdptes)
+        self.load(cr0, cr3, cr4, efer)
+
     def forget(self) -> None:
         """Forgets the translations that `supervisor` keeps, as INVLPG and a load of CR3 make a TLB do."""
         for pages in self._kept:

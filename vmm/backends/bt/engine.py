@@ -55,6 +55,7 @@ class BinaryTranslation:
         self.in_kernel = True  # which mode the guest is in, for ring 3, where the CPU cannot tell
         self.user_translated = False  # how user code was last entered
         self.exact = True  # whether the vCPU's EIP, CPL, CS and SS are the guest's, the engine being stopped
+        self.settling = False  # the next time that it is, the engine is to stop
         self.rolling = False  # single-stepping out of a stub, to deliver an interrupt behind it
         self.after_step: Callable[[bool], None] | None = None
         self.trap_due = False  # the guest's TF was set when it was entered: a debug exception behind the one instruction
@@ -170,8 +171,8 @@ class BinaryTranslation:
             self.machine.run()
 
     def _come_to_boundary(self) -> None:
-        """An interrupt waits and the engine was stopped at any block: gets to where it may be delivered."""
-        if not self.words[Word.FLAGS >> 2] & Flag.IF:
+        """An interrupt waits, or the VM settles, and the engine was stopped at any block: gets to where nothing is under way."""
+        if not self.settling and not self.words[Word.FLAGS >> 2] & Flag.IF:
             self.window.ring(True)
             return
         code = self._running()
@@ -215,6 +216,21 @@ class BinaryTranslation:
         """Run directly, user code would show the physical IF, which is 1, and IOPL, which is 0."""
         return self.options.translate_user or self.budget is not None or not self.vm.vcpu.interrupts_on or self.vm.vcpu.iopl != 0
 
+    def settle(self) -> None:
+        """Ends what is under way: an access that is being aborted, a step, a stub."""
+        self.settling = True
+        if self.direct.port_fault is not None:
+            self.direct.end_port_access()
+        elif not self.exact and self.after_step is None:
+            self._come_to_boundary()
+        while not self.exact and self.vm.stopped is None:
+            self.machine.run()
+        self.settling = self.rolling = False
+        self._loaded = None  # whatever stands in the CPU now is loaded anew
+
+    def restored(self) -> None:
+        """EFER and MSRs of the vCPU are another guest's: nothing else is derived from them."""
+
     def synchronize(self) -> None:
         """Makes the vCPU exact, as near as the place allows, for reports on a stopped VM."""
         code = self._running()
@@ -227,6 +243,10 @@ class BinaryTranslation:
 
     def resume(self) -> None:
         """Enters the guest at the vCPU's EIP, delivering what may be delivered first."""
+        if self.settling and self.after_step is None:
+            self.exact = True
+            self.machine.stop()
+            return
         vm = self.vm
         vcpu, interrupts = vm.vcpu, vm.board.interrupts
         if self.budget is not None:
@@ -449,7 +469,7 @@ class BinaryTranslation:
 
     def rolled(self) -> None:
         """A single step on the way out of a stub is done."""
-        if not self.vm.board.interrupts.asserted or not self.words[Word.FLAGS >> 2] & Flag.IF:
+        if not self.settling and (not self.vm.board.interrupts.asserted or not self.words[Word.FLAGS >> 2] & Flag.IF):
             self.rolling = False
             self.machine.set_trap_flag(False)
             self._arm_if_needed()

@@ -132,6 +132,23 @@ class Hardware:
                 eip = code_address(vm, self.vcpu.eip)
                 vm.stop(Stop(End.DIED, f"the guest executes at {eip:#x}, where there is no memory"))
 
+    def settle(self) -> None:
+        """The CPU stops between two instructions only. An interrupt that it was to deliver next is delivered here."""
+        if self.port_fault.pending:
+            self._end_port_access()
+        self.machine.set_interrupt_pin(False)
+        self.synchronize()
+        if (injected := self.svm.take_injected()) is not None:
+            self._deliver(injected)
+        if self.svm.take_interrupt_shadow():
+            self.vcpu.inhibited = True
+        self.instructions.read_msrs()
+
+    def restored(self) -> None:
+        """EFER and MSRs of the vCPU are another guest's, its other registers not yet."""
+        self.instructions.write_msrs()
+        self.efer_changed()
+
     def synchronize(self) -> None:
         """The vCPU is the CPU: only the walk of its tables is to be told which they are."""
         if self.shadow is None:

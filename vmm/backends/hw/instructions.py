@@ -104,6 +104,18 @@ class Instructions:
         elif number == EFER:
             self.engine.efer_changed()
 
+    def read_msrs(self) -> None:
+        """Makes the vCPU's MSRs exact."""
+        msrs = self.vcpu.msrs
+        for number in _OF_THE_CPU & msrs.keys():
+            msrs[number] = self._held(number)
+
+    def write_msrs(self) -> None:
+        """Gives the CPU what it uses by itself of the vCPU's MSRs; the bases go with their segments."""
+        msrs = self.vcpu.msrs
+        for number in (_OF_THE_CPU & msrs.keys()) - {FS_BASE, GS_BASE}:
+            self.vm.machine.write_msr(number, msrs[number])
+
     def _held(self, number: int) -> int:
         if number in (FS_BASE, GS_BASE):
             return self.vcpu.wide[(Cpu.FS if number == FS_BASE else Cpu.GS) + Cpu.BASE >> 1]

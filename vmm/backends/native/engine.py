@@ -123,6 +123,17 @@ class Native:
         """Instructions retired so far."""
         return self.counter.retired if self.counter is not None else 0
 
+    def settle(self) -> None:
+        """The CPU stops between two instructions only."""
+        if self.port_fault.pending:
+            self._end_port_access()
+        self.machine.set_interrupt_pin(False)
+        load_tables(self.vm)
+
+    def restored(self) -> None:
+        """EFER and MSRs of the vCPU are another guest's. SYSEXIT is the CPU's own, and looks at one of them."""
+        self.machine.write_msr(SYSENTER_CS, self.vcpu.msrs[SYSENTER_CS])
+
     def synchronize(self) -> None:
         """The vCPU is the CPU: only the walk of its tables is to be told which they are."""
         load_tables(self.vm)

@@ -123,6 +123,15 @@ class Paravirtual:
         if self.vm.stopped is None and not self.vm.vcpu.halted:
             self.machine.run()
 
+    def settle(self) -> None:
+        """The CPU stops between two instructions only."""
+        if self.port_fault is not None:
+            self._end_port_access()
+        self.synchronize()
+
+    def restored(self) -> None:
+        """EFER and MSRs of the vCPU are another guest's: nothing else is derived from them."""
+
     def synchronize(self) -> None:
         """Makes CR3, and the walk of the guest's tables, exact for reports."""
         mmu, paging, vcpu = self.mmu, self.vm.paging, self.vm.vcpu

@@ -1,0 +1,99 @@
+"""Snapshots: everything that a guest is, at one moment, in no back-end's terms; and a VM made of one.
+
+Knows which parts there are: the virtual CPU, memory, devices and time. Paravirtual guests are refused: their page tables hold machine frames, and
+half of their state is the domain's. Knows no file.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm.boot.symbols import Symbols
+from vmm.errors import InputError
+from vmm.snapshot import cpu, devices
+from vmm.snapshot.cpu import CpuState
+from vmm.snapshot.devices import DeviceState
+from vmm.snapshot.frames import Watch, clear, fill
+from vmm.start import GDT, Start
+
+if TYPE_CHECKING:
+    from vmm.vm import Vm
+
+__all__ = ["CpuState", "DeviceState", "Snapshot", "Watch", "restore", "take"]
+
+_SCRATCH = 0x1000  # gpa of a descriptor table for the start of the back-end, before memory is the guest's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One moment of one guest.
+
+    identity: 128 bits of chance, as hexadecimal text. parent: the snapshot that this one tells the changes from; None: it tells all. frames: guest
+    frames by number; those that neither it nor a parent has are zero. now: virtual time in nanoseconds. retired: instructions, where they were
+    counted. kind: what kind of image the guest was loaded from. kernel: its name, for people.
+    """
+
+    identity: str
+    parent: Snapshot | None
+    memory_size: int
+    kind: str
+    kernel: str
+    now: int
+    retired: int
+    cpu: CpuState
+    devices: DeviceState
+    frames: dict[int, bytes]
+
+    def memory(self) -> dict[int, bytes]:
+        """All frames that are not zero, whichever snapshot of the chain tells of them."""
+        chain: list[Snapshot] = []
+        one: Snapshot | None = self
+        while one is not None:
+            chain.append(one)
+            one = one.parent
+        frames: dict[int, bytes] = {}
+        for one in reversed(chain):
+            frames.update(one.frames)
+        return frames
+
+
+def take(vm: Vm, frames: dict[int, bytes], parent: Snapshot | None = None) -> Snapshot:
+    """A snapshot of a VM that has settled, with these frames of its memory. Raises InputError when there is none of such a guest."""
+    if vm.domain is not None:
+        raise InputError("snapshot: not of a guest under --backend pv")
+    assert vm.start is not None, "nothing is loaded"
+    return Snapshot(
+        identity=secrets.token_hex(16),
+        parent=parent,
+        memory_size=vm.memory_size,
+        kind=vm.start.kind,
+        kernel=vm.start.symbols.source,
+        now=vm.clock.now(),
+        retired=vm.icount.total() if vm.icount else 0,
+        cpu=cpu.save(vm),
+        devices=devices.save(vm.board),
+        frames=frames,
+    )
+
+
+def restore(vm: Vm, snapshot: Snapshot) -> None:
+    """Makes a VM that was built alike, and into which nothing was loaded, the guest of a snapshot. Raises InputError when it cannot be."""
+    if vm.domain is not None:
+        raise InputError("--restore: not under --backend pv")
+    if vm.memory_size != snapshot.memory_size:
+        raise InputError(f"snapshot: of a guest with {snapshot.memory_size >> 20} MiB of memory, not {vm.memory_size >> 20}")
+    assert vm.start is None, "something is loaded already"
+    vm.memory.write(_SCRATCH, GDT)
+    vm.start = Start(entry=0, kind=snapshot.kind, symbols=Symbols(snapshot.kernel), gdt_base=_SCRATCH)
+    vm.backend.start(vm.start)
+    clear(vm.memory)
+    fill(vm.memory, snapshot.memory())
+    if vm.icount:
+        vm.icount.go_on_from(snapshot.now, snapshot.retired)
+    else:
+        vm.clock.go_on_from(snapshot.now)
+    devices.restore(vm.board, vm.clock, snapshot.devices)
+    cpu.restore(vm, snapshot.cpu)
+    vm.backend.interrupts_changed(vm.board.interrupts.asserted)

@@ -1,0 +1,51 @@
+"""Guest memory by frames: which of them hold something, and which have changed since they were looked at last.
+
+A frame has changed when its digest has: a keyed one of 64 bits, so that no guest can make two frames look alike on purpose. That works the same
+under every back-end, and costs the guest nothing between two looks (docs/adr/0019). Knows no back-end and no file.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+
+from vmm.machine import FRAME
+from vmm.memory import GuestMemory
+
+_ZERO = bytes(FRAME)
+
+
+class Watch:
+    """What the frames of one memory held when they were looked at last; before the first look `frames` by gfn, and zeroes."""
+
+    def __init__(self, memory: GuestMemory, frames: Mapping[int, bytes]) -> None:
+        self.memory = memory
+        self._digests = array("q", [hash(_ZERO)]) * memory.count
+        for gfn, held in frames.items():
+            self._digests[gfn] = hash(held)
+
+    def changed(self) -> dict[int, bytes]:
+        """The frames that are not as they were at the last look, by gfn, with what they hold now."""
+        bytes_, digests = self.memory.memory, self._digests
+        found: dict[int, bytes] = {}
+        for gfn, hfn in enumerate(self.memory.frames):
+            at = hfn * FRAME
+            held = bytes(bytes_[at : at + FRAME])
+            digest = hash(held)
+            if digest != digests[gfn]:
+                digests[gfn] = digest
+                found[gfn] = held
+        return found
+
+
+def fill(memory: GuestMemory, frames: Mapping[int, bytes]) -> None:
+    """Puts frames into memory that nothing has been derived from yet."""
+    for gfn, held in frames.items():
+        at = memory.frames[gfn] * FRAME
+        memory.memory[at : at + FRAME] = held
+
+
+def clear(memory: GuestMemory) -> None:
+    """Zeroes all of such a memory."""
+    for hfn in memory.frames:
+        memory.machine.clear(hfn)
