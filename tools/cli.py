@@ -30,8 +30,10 @@ def _vmm() -> None:
     " 3 it died or stopped for good; 70 a fault of ours; 124 time-out; 130 Ctrl-C."
 )
 def run(
-    kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="A bundled kernel's name (vmm kernels) or a file.")],
-    backend: Annotated[str, typer.Option(metavar="auto|bt|hw|pv|trap|step|native", help="How guest code is run.")] = "auto",
+    kernels: Annotated[list[str], typer.Argument(metavar="KERNEL...", help="A bundled kernel's name (vmm kernels) or a file; several share a CPU.")],
+    backend: Annotated[
+        str, typer.Option(metavar="auto|bt|hw|pv|trap|step|native", help="How guest code is run; of several kernels: bt,hw,...")
+    ] = "auto",
     mmu: Annotated[str | None, typer.Option(metavar="shadow|nested|direct", help="How guest memory is mapped.")] = None,
     ring: Annotated[str | None, typer.Option(metavar="1|3", help="CPL of the guest's kernel; default 1.")] = None,
     stubs: Annotated[
@@ -39,11 +41,13 @@ def run(
     ] = None,
     user: Annotated[str | None, typer.Option(metavar="direct|translate", help="How the guest's user code is run.")] = None,
     memory: Annotated[str | None, typer.Option("-m", metavar="MIB", help="Guest memory; also 512M, 1G. Default: 128, or as bundled.")] = None,
-    append: Annotated[str | None, typer.Option(metavar="TEXT", help="The kernel's command line.")] = None,
-    initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU, or Linux's RAM disk.")] = None,
+    append: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The kernel's command line; of several kernels: 2:TEXT.")] = None,
+    initrd: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Boot modules, as in QEMU, or Linux's RAM disk.")] = None,
     module: Annotated[list[str] | None, typer.Option(metavar='"FILE ARGS"', help="A boot module; repeatable.")] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDR", help="Load a flat binary there and start it there.")] = None,
     disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw disk image, up to four times.")] = None,
+    share: Annotated[str | None, typer.Option(metavar="N,N,...", help="Of several kernels: their parts of the CPU's time, such as 3,1.")] = None,
+    console: Annotated[str, typer.Option(metavar="stdio|pty", help="Of several kernels: labelled lines here, or a terminal each.")] = "stdio",
     icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions: every run is the same.")] = False,
     timeout: Annotated[str | None, typer.Option(metavar="S", help="End the run after so many seconds, with status 124.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
@@ -70,35 +74,53 @@ def run(
     from tools.run import Wishes, run_kernel
     from tools.session import Request
     from tools.technique import Technique, options_of
+    from tools.together import for_each, for_one, parts_of, refuse, run_together
 
-    if explain and (backend != "trap" or disk):
-        raise InputError("--explain: goes with --backend trap, and without --disk, since the guest is run twice")
-    request = Request(
-        kernel=kernel,
-        memory_mib=None if memory is None else options.memory(memory),
-        append=append,
-        initrd=initrd,
-        modules=tuple(module or ()),
-        address=None if address is None else options.address(address),
-        disks=options.disks(disk or ()),
-        options=options_of(
-            Technique(
+    count = len(kernels)
+    if explain and (backend != "trap" or disk or count > 1):
+        raise InputError("--explain: goes with --backend trap, with one kernel, and without --disk, since the guest is run twice")
+    ptys = options.choice("--console", console, ("stdio", "pty")) == "pty"
+    if count > 1:
+        refuse({"--cache-size": cache_size, "--exit-on": exit_on, "--break": mistakes, "--table-stores": table_stores})
+        refuse({"--qemu-exit": qemu_exit, "--vga": vga, "-d": log, "-D": log_file})
+    elif share or ptys:
+        raise InputError("--share and --console: go with several kernels")
+    each = {option: for_each(option, text, count) for option, text in (
+        ("--backend", backend), ("--mmu", mmu), ("--ring", ring), ("--stubs", stubs), ("--user", user), ("-m", memory),
+    )}  # fmt: skip
+    of_one = {option: for_one(option, texts or (), count) for option, texts in (
+        ("--append", append), ("--initrd", initrd), ("--module", module), ("--disk", disk),
+    )}  # fmt: skip
+    requests = []
+    for n, kernel in enumerate(kernels):
+        size = each["-m"][n]
+        technique = Technique(
+            kernel=kernel,
+            backend=each["--backend"][n] or "auto",
+            mmu=each["--mmu"][n],
+            ring=each["--ring"][n],
+            stubs=each["--stubs"][n],
+            user=each["--user"][n],
+            cache_size=cache_size,
+            exit_on=exit_on,
+            break_=mistakes,
+            table_stores=table_stores,
+        )
+        requests.append(
+            Request(
                 kernel=kernel,
-                backend=backend,
-                mmu=mmu,
-                ring=ring,
-                stubs=stubs,
-                user=user,
-                cache_size=cache_size,
-                exit_on=exit_on,
-                break_=mistakes,
-                table_stores=table_stores,
+                memory_mib=None if size is None else options.memory(size),
+                append=next(reversed(of_one["--append"][n]), None),
+                initrd=next(reversed(of_one["--initrd"][n]), None),
+                modules=tuple(of_one["--module"][n]),
+                address=None if address is None else options.address(address),
+                disks=options.disks(of_one["--disk"][n]),
+                options=options_of(technique),
+                timeout=None if timeout is None else options.seconds(timeout),
+                reboot=not no_reboot,
+                icount=icount,
             )
-        ),
-        timeout=None if timeout is None else options.seconds(timeout),
-        reboot=not no_reboot,
-        icount=icount,
-    )
+        )
     wishes = Wishes(
         statistics=stats,
         record=None if json is None else options.writable(json),
@@ -108,7 +130,9 @@ def run(
         log_file=None if log_file is None else options.writable(log_file),
         explain=explain,
     )
-    raise typer.Exit(run_kernel(request, wishes))
+    if count > 1:
+        raise typer.Exit(run_together(parts_of(kernels, requests, share), wishes, ptys=ptys))
+    raise typer.Exit(run_kernel(requests[0], wishes))
 
 
 @app.command(epilog="Exit status: 0 the dump was written, however the run ended; 2 bad usage or input; 70 a fault of ours; 130 Ctrl-C ended the run.")

@@ -12,6 +12,7 @@ HELP = """
 Ctrl-A x   end the run
 Ctrl-A a   send Ctrl-A to the guest
 Ctrl-A c   send Ctrl-C to the guest
+Ctrl-A n   of several guests, type to the next one
 Ctrl-A h   this help
 Ctrl-C     end the run
 """
@@ -21,10 +22,11 @@ class Command(Enum):
     """What a person asks of the VMM."""
 
     QUIT = auto()
+    NEXT = auto()
     HELP = auto()
 
 
-_COMMANDS = {"x": Command.QUIT, "h": Command.HELP, "?": Command.HELP}
+_COMMANDS = {"x": Command.QUIT, "n": Command.NEXT, "h": Command.HELP, "?": Command.HELP}
 _SENT = {"a": b"\x01", "c": b"\x03", "\x01": b"\x01"}
 
 

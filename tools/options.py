@@ -75,6 +75,17 @@ def count(option: str, text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A VM's part of the CPU's time beside the others': a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.001 <= value <= 1_000_000:
+        raise InputError(f"--share {text}: must be a number from 0.001 to 1000000")
+    return value
+
+
 def exits(text: str, names: Collection[str], numbered: Mapping[str, int]) -> frozenset[tuple[str, int]]:
     """(name, number) of each exit in "cpuid,io:0x60": one of `names`, with number 0, or of `numbered`, with a number below its limit."""
     found = set()

@@ -21,7 +21,7 @@ from vmm.errors import InputError
 from vmm.exits import End
 from vmm.vm import Vm
 
-_BROKEN_PIPE = 141
+BROKEN_PIPE = 141
 _REFERENCE = 60.0  # seconds for the run that the lesson of `--explain` compares with
 
 
@@ -115,7 +115,7 @@ def _status(ended: Ended, failure: OSError | None, signal: int | None, like_qemu
             return 128 + signal
         if failure is not None:
             if failure.errno == errno.EPIPE:
-                return _BROKEN_PIPE
+                return BROKEN_PIPE
             raise InputError(ended.stop.reason)
     return status_of(ended.stop, like_qemu=like_qemu)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from vmm.exits import End, Stop
 
-if TYPE_CHECKING:
-    from vmm.vm import Vm
-
 _REASONS = {signal.SIGINT: "ended by Ctrl-C", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
+
+
+class Stoppable(Protocol):
+    """What a signal can end: a VM, or several on a host."""
+
+    def stop(self, stop: Stop) -> None: ...
 
 
 class Interruption:
@@ -23,10 +26,10 @@ class Interruption:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._vm: Vm | None = None
+        self._vm: Stoppable | None = None
         self._before: dict[int, object] = {}
 
-    def watch(self, vm: Vm) -> None:
+    def watch(self, vm: Stoppable) -> None:
         """From now on it is `vm` that a signal ends."""
         self._vm = vm
 

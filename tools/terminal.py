@@ -14,6 +14,7 @@ import signal
 import sys
 import termios
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +35,8 @@ class Terminal:
     """A `Console` on descriptors. A context manager: entering makes a terminal raw, leaving restores it whatever has happened.
 
     `attach` must be called with each new VM before it runs, `finish` when the last one has ended. vga: show the screen on
-    standard error whatever the serial line does. failure: the error that standard output ended with, or None.
+    standard error whatever the serial line does. failure: the error that standard output ended with, or None. on_quit, on_next: what
+    Ctrl-A x and Ctrl-A n do: end the VM, and nothing.
     """
 
     def __init__(self, stdin: int = 0, stdout: int = 1, stderr: int = 2, *, vga: bool = False) -> None:
@@ -42,6 +44,8 @@ class Terminal:
         self._stdout, self._stderr = stdout, stderr
         self._saved: list[int | list[bytes | int]] | None = None
         self._vm: Vm | None = None
+        self.on_quit: Callable[[Stop], object] = lambda stop: None if self._vm is None else self._vm.stop(stop)
+        self.on_next: Callable[[], object] = lambda: None
         self._out, self._held = bytearray(), bytearray()
         self._escape = EscapeKey()
         self.failure: OSError | None = None
@@ -75,7 +79,7 @@ class Terminal:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(self._stdin, termios.TCSADRAIN, self._saved)
             self._saved = None
-        self._flush()
+        self.flush()
 
     def _make_raw(self, descriptor: int) -> None:
         """Every key comes at once and unechoed, except that Ctrl-C stays a signal; output is still cooked: kernels print bare newlines."""
@@ -98,10 +102,10 @@ class Terminal:
 
     def finish(self) -> None:
         """After the end: everything printed is out, what follows starts on a new line, and the screen stands complete, if it was the console."""
-        self._flush()
+        self.flush()
         if self._midline and _is_tty(self._stdout):
             self._out += b"\n"
-            self._flush()
+            self.flush()
         vm = self._vm
         text = [] if vm is None or self.spoke and not self._vga else vm.board.vga.text()
         if vm is None or not any(text):
@@ -122,11 +126,11 @@ class Terminal:
                 self._screen.leave()
         self._out += data
         if len(self._out) >= _PART:
-            self._flush()
+            self.flush()
 
     def poll(self) -> bytes | None:
         """Input for the serial line. Keys for the 8042 are pressed here."""
-        self._flush()
+        self.flush()
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + _LOOK
@@ -171,12 +175,13 @@ class Terminal:
         match command:
             case Command.QUIT:
                 self._quit("ended by Ctrl-A x")
+            case Command.NEXT:
+                self.on_next()
             case Command.HELP:
                 print(HELP, file=sys.stderr, flush=True)
 
     def _quit(self, reason: str) -> None:
-        if self._vm is not None:
-            self._vm.stop(Stop(End.QUIT, reason))
+        self.on_quit(Stop(End.QUIT, reason))
 
     def _deliver(self, now: float) -> bytes | None:
         """Gives the guest what it has room for, where it listens."""
@@ -218,9 +223,10 @@ class Terminal:
                 _write(self._stderr, data)
         else:
             self._out += data
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """What was written is out."""
         if self._out and self.failure is None:
             self._midline = not self._out.endswith(b"\n")
             try:

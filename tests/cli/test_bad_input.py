@@ -90,7 +90,7 @@ CASES = [
     ("run", "missing argument", "KERNEL"),
     ("run hello --nothing", "no such option: --nothing", ""),
     ("run hello -m", "'-m' requires an argument", ""),
-    ("run hello extra", "unexpected extra argument", ""),
+    ("run hello extra", "neither a bundled kernel nor a file", ""),
     ("jump", "no such command 'jump'", ""),
     ("new", "missing argument", "DIR"),
     ("new .", ".: ", "not empty"),
