@@ -34,6 +34,7 @@ class Desk:
         """Who has the keys: a VM that still runs."""
         seat = self.seats[0] if self.seats else None
         if seat is not None and seat.vm is not None and seat.vm.stopped is not None and any(not other.ended for other in self.seats):
+            seat.flush()
             self.next()
             return self.seats[0]
         return seat

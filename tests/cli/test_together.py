@@ -112,6 +112,7 @@ def test_keys_go_to_one_at_a_time(tmp_path: Path) -> None:
         at.type(b"b")
         at.expect(b"guest.bin-2: >b")
         at.type(b"q")
+        at.expect(b"guest.bin-2: >bq")
         at.type(b"q")
         assert at.end() == 0
 
