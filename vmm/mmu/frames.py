@@ -184,6 +184,14 @@ class Frames:
             self.free.append(mfn)
             self.changed_type()
 
+    def give_up_unused(self, mfn: int) -> None:
+        """The same at once, of a frame that nothing refers to. Raises Refused for any other."""
+        if mfn < self.count and self.owned[mfn]:
+            self.single(mfn)
+            if self.typed[mfn] or self.untyped[mfn]:
+                raise Refused(Errno.BUSY, IN_USE)
+        self.give_up(mfn)
+
     def grow(self) -> int | None:
         """A frame for the guest out of those that it gave up; None when there is none."""
         if not self.free:

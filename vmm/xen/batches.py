@@ -48,10 +48,13 @@ def each(
     layout: struct.Struct,
     do: Callable[..., None],
     quick: Callable[[bytes], int] | None = None,
+    *,
+    first: int = 0,
 ) -> int:
     """Does requests up to the first that is refused; how many were done is written to `done` if that is not 0. Raises Preempted, with what is left.
 
-    quick: does as many of some requests as it can, and says how many; the next one is then for `do`.
+    quick: does as many of some requests as it can, and says how many; the next one is then for `do`. first: which argument of the hypercall the
+    list's address is; the count is the next.
     """
     arguments, finished, result, end = domain.arguments, 0, 0, limit()
     before = arguments.words(done, 1)[0] if done and count & PREEMPTED else 0
@@ -73,7 +76,7 @@ def each(
                 if finished < count and not result and overdue(end):
                     if done:
                         arguments.write_word(done, before + finished)
-                    raise Preempted({0: requests + finished * layout.size, 1: count - finished | PREEMPTED})
+                    raise Preempted({first: requests + finished * layout.size, first + 1: count - finished | PREEMPTED})
     except Refused as refused:
         domain.stats.refused[refused.why] += 1
         result = -refused.error

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.cpu_state import Cpu
 from vmm.exits import End, Stop, Stopped
+from vmm.machine import FRAME
 from vmm.mmu.direct import VMM_START
-from vmm.mmu.frames import Errno, Refused
-from vmm.x86.bits import Flag
+from vmm.mmu.frames import Errno, Kind, Refused
+from vmm.x86.bits import Flag, Vector
+from vmm.xen.descriptors import KERNEL_CODE
 from vmm.xen.traps import Handler
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _MASKS_EVENTS: Final = 4
 _GDT_ENTRIES: Final = 14 * 512
+_EVENT, _FAILSAFE, _NMI = 0, 1, 4  # kinds of callbacks
 
 
 def _kernel(selector: int) -> int:
@@ -63,22 +66,36 @@ def set_callbacks(domain: XenDomain, event_selector: int, event: int, failsafe_s
 
 def callback_op(domain: XenDomain, command: int, request: int, _c: int, _d: int, _e: int) -> int:
     """The same one by one: register (0) and unregister (1)."""
-    kind = domain.arguments.words(request, 1)[0]
+    word = domain.arguments.words(request, 1)[0]
+    kind, masks = word & 0xFFFF, bool(word >> 16 & 1)
+    if kind not in (_EVENT, _FAILSAFE, _NMI):
+        raise Refused(Errno.NOSYS, "a callback that this guest cannot have")
     if command == 1:
-        return 0
+        if kind != _NMI:
+            raise Refused(Errno.INVAL, "a callback that cannot be taken back")
+        return nmi_op(domain, 1, 0, 0, 0, 0)
     if command != 0:
         raise Refused(Errno.NOSYS, "an unknown command")
     _, selector, address = domain.arguments.words(request, 3)
-    handler = Handler(_kernel(selector & 0xFFFF), address, masks=kind & 0xFFFF == 0)
-    match kind & 0xFFFF:
-        case 0:
-            domain.traps.event = handler
-        case 1:
-            domain.traps.failsafe = handler
-        case 3:
-            pass  # non-maskable interrupts: none ever come
-        case _:
-            raise Refused(Errno.NOSYS, "a callback that 32-bit guests have not")
+    handler = Handler(_kernel(selector & 0xFFFF), address, masks=masks or kind != _FAILSAFE)
+    if kind == _EVENT:
+        domain.traps.event = handler
+    elif kind == _FAILSAFE:
+        domain.traps.failsafe = handler
+    else:
+        domain.traps.handlers[Vector.NMI] = handler
+    return 0
+
+
+def nmi_op(domain: XenDomain, command: int, request: int, _c: int, _d: int, _e: int) -> int:
+    """Where non-maskable interrupts go: register (0), unregister (1)."""
+    if command == 0:
+        address = domain.arguments.words(request, 1)[0]
+        domain.traps.handlers[Vector.NMI] = Handler(KERNEL_CODE, address, masks=True)
+    elif command == 1:
+        domain.traps.handlers.pop(Vector.NMI, None)
+    else:
+        raise Refused(Errno.NOSYS, "an unknown command")
     return 0
 
 
@@ -113,59 +130,87 @@ def vm_assist(_domain: XenDomain, command: int, kind: int, _c: int, _d: int, _e:
 
 
 def vcpu_op(domain: XenDomain, command: int, number: int, request: int, _d: int, _e: int) -> int:
-    """The one virtual CPU: whether it is up (3), its timer (6 to 9), where it keeps its run state (4, 5)."""
+    """The one virtual CPU: whether it is up (0 to 3), its run state (4, 5), its timers (6 to 9), its part of the shared info (10), an NMI (11)."""
     if number:
         raise Refused(Errno.NOENT, "a virtual CPU that does not exist")
     arguments = domain.arguments
     match command:
-        case 0 | 1:
+        case 0:
+            raise Refused(Errno.EXIST, "a virtual CPU that runs already")
+        case 1:
             return 0
+        case 2:
+            raise Stopped(Stop(End.SHUTDOWN, "power off by the guest (its last virtual CPU goes down)"))
         case 3:
             return 1
         case 4:
-            now = domain.clock.now()
-            arguments.write_words(request, 0, 0, 0, now & 0xFFFFFFFF, now >> 32, *[0] * 6)
-            return 0
+            arguments.write(request, domain.run_state.image(domain.clock.now()))
+        case 5:
+            area = arguments.words(request, 1)[0]
+            arguments.write(area, domain.run_state.image(domain.clock.now()))
+            domain.run_state.area = area
+        case 10:
+            _move_info(domain, *arguments.words(request, 3))
+        case 11:
+            domain.send_nmi()
+        case _:
+            _timers(domain, command, request)
+    return 0
+
+
+def _timers(domain: XenDomain, command: int, request: int) -> None:
+    match command:
         case 6:
-            period = arguments.quads(request, 1)[0]
+            period = domain.arguments.quads(request, 1)[0]
             if period < 1_000_000:
                 raise Refused(Errno.INVAL, "a timer period below a millisecond")
             domain.set_period(period)
-            return 0
         case 7:
             domain.set_period(0)
-            return 0
         case 8:
-            low, high, flags = arguments.words(request, 3)
+            low, high, flags = domain.arguments.words(request, 3)
             deadline = high << 32 | low
             if flags & 1 and deadline < domain.clock.now():
                 raise Refused(62, "a deadline that has passed")
             domain.set_timer(deadline)
-            return 0
         case 9:
             domain.set_timer(0)
-            return 0
         case _:
             raise Refused(Errno.NOSYS, "an unknown command")
 
 
+def _move_info(domain: XenDomain, mfn: int, mfn_high: int, offset: int) -> None:
+    """From now on the virtual CPU's part of the shared info page lies in a page of the guest's: once, and for good."""
+    shared = domain.shared
+    if offset > FRAME - shared.CPU_SIZE or offset & 3 or shared.moved:
+        raise Refused(Errno.INVAL, "a place that the virtual CPU's information cannot have")
+    domain.frames.take_type(mfn | mfn_high << 32, Kind.WRITABLE)
+    domain.rings.append(mfn)
+    shared.move(mfn, offset)
+    domain.mmu.written(mfn)
+
+
 def iret(domain: XenDomain, _a: int, _b: int, _c: int, _d: int, _e: int) -> int:
-    """Returns through the frame on the stack: EAX, EIP, CS, EFLAGS, and ESP, SS to user mode; IF there is the virtual interrupt mask."""
+    """Returns through the frame on the stack: EAX, EIP, CS, EFLAGS, and ESP, SS to user mode; IF there is the virtual interrupt mask.
+
+    Where that cannot be returned to, the failsafe callback gets the frame.
+    """
     state, traps, machine = domain.machine.state, domain.traps, domain.machine
     stack = state[Cpu.SS + Cpu.BASE] + state[Cpu.ESP] & 0xFFFFFFFF
     eax, eip, selector, flags = domain.arguments.words(stack, 4)
     level = max(selector & 3, 1)
     if level == 2 or flags & Flag.VM:
         raise Stopped(Stop(End.UNSUPPORTED, f"iret to privilege level {level} or virtual-8086 mode: only levels 1 and 3 are supported"))
-    esp = state[Cpu.ESP] + 16 & 0xFFFFFFFF
-    if level == 3:
-        esp, stack_selector = domain.arguments.words(stack + 16, 2)
-        if not traps.load(Cpu.SS, stack_selector, 3):
-            raise Stopped(Stop(End.DIED, f"iret with the stack segment {stack_selector:#x}, which is none"))
-    if not traps.load(Cpu.CS, selector, level):
-        raise Stopped(Stop(End.DIED, f"iret to the code segment {selector:#x}, which is none"))
-    state[Cpu.EIP], state[Cpu.ESP], state[Cpu.EAX] = eip, esp, eax
+    outer = domain.arguments.words(stack + 16, 2) if level == 3 else ()
+    domain.shared.masked = 0 if flags & Flag.IF else 1
+    domain.nmi_ended()
+    state[Cpu.EAX], state[Cpu.ESP] = eax, state[Cpu.ESP] + 16 & 0xFFFFFFFF
+    if (outer and not traps.load(Cpu.SS, outer[1], 3)) or not traps.load(Cpu.CS, selector, level):
+        traps.cannot_return([eip, selector | domain.shared.masked << 16, flags, *outer])
+        return 0
+    state[Cpu.EIP] = eip
+    if outer:
+        state[Cpu.ESP] = outer[0]
     machine.set_mode(level)
     machine.set_flags(flags & ~(Flag.IOPL | Flag.VM | Flag.RF) & 0x3F7FD7 | Flag.IF)
-    domain.shared.masked = 0 if flags & Flag.IF else 1
     return 0

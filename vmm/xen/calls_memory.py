@@ -134,6 +134,8 @@ def memory_op(domain: XenDomain, command: int, request: int, _c: int, _d: int, _
             return _pages(domain) if command == 3 else domain.memory.count
         case 9:
             return _memory_map(domain, request)
+        case 11:
+            return _exchange(domain, request)
         case 12:
             domain.arguments.write_words(request, 0xF580_0000, 0xF680_0000, domain.frames.count - 1)
             return 0
@@ -176,6 +178,29 @@ def _give_up(domain: XenDomain, mfn: int) -> None:
         domain.mmu.unpin(mfn)
     domain.frames.give_up(mfn)
     domain.m2p[mfn] = 0xFFFFFFFF
+
+
+def _exchange(domain: XenDomain, request: int) -> int:
+    """Frames that nothing refers to for as many other ones; the list of the pages that these are to be becomes a list of them."""
+    arguments, frames = domain.arguments, domain.frames
+    given, count, order, _, domid, wanted, new_count, new_order, _, new_domid, done = arguments.words(request, 11)
+    check_self(domid & 0xFFFF)
+    check_self(new_domid & 0xFFFF)
+    if order or new_order:
+        raise Refused(Errno.PERM, "memory in larger pieces than pages")
+    if count != new_count or done > count:
+        raise Refused(Errno.INVAL, "an exchange of unlike amounts of memory")
+    for n in range(done, min(count, _MOST)):
+        (mfn,), (page,) = arguments.words(given + 4 * n, 1), arguments.words(wanted + 4 * n, 1)
+        frames.give_up_unused(mfn)
+        domain.m2p[mfn] = 0xFFFFFFFF
+        new = frames.grow()
+        assert new is not None
+        domain.machine.clear(new)
+        domain.m2p[new] = page
+        arguments.write_words(wanted + 4 * n, new)
+        arguments.write_words(request + 40, n + 1)
+    return 0
 
 
 def _memory_map(domain: XenDomain, request: int) -> int:

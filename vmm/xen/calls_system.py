@@ -1,17 +1,15 @@
-"""Hypercalls about the system as a whole: version, emergency console, I/O privilege, grants.
+"""Hypercalls about the system as a whole: version, emergency console, I/O privilege.
 
-Knows the layouts of the requests (Xen's public headers, version.h, physdev.h, grant_table.h). The guest is unprivileged.
+Knows the layouts of the requests (Xen's public headers, version.h, physdev.h). The guest is unprivileged.
 """
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Final
 
 from vmm.mmu.direct import VMM_START
 from vmm.mmu.frames import Errno, Refused
 from vmm.x86.bits import Flag
-from vmm.xen.calls_memory import check_self
 
 if TYPE_CHECKING:
     from vmm.xen.domain import XenDomain
@@ -79,29 +77,3 @@ def physdev_op_compat(domain: XenDomain, request: int, _b: int, _c: int, _d: int
     """The older form: the command stands before the request."""
     command = domain.arguments.words(request, 1)[0]
     return physdev_op(domain, command, request + 4, 0, 0, 0)
-
-
-def grant_table_op(domain: XenDomain, command: int, request: int, count: int, _d: int, _e: int) -> int:
-    """setup_table (2) and query_size (6). The guest has nobody to map grants of."""
-    arguments, grants = domain.arguments, domain.grants
-    match command:
-        case 2:
-            if count != 1:
-                raise Refused(Errno.INVAL, "not one grant table")
-            domid, frames, _, frame_list = arguments.words(request, 4)
-            check_self(domid & 0xFFFF)
-            mfns, status = grants.table(frames)
-            if mfns:
-                arguments.write(frame_list, struct.pack(f"<{len(mfns)}I", *mfns))
-            arguments.write(request + 8, struct.pack("<h", status))
-            return 0
-        case 6:
-            domid = arguments.words(request, 1)[0]
-            check_self(domid & 0xFFFF)
-            arguments.write(request + 4, struct.pack("<IIh", len(grants.frames_used), grants.most, 0))
-            return 0
-        case 0 | 1 | 4 | 5:
-            arguments.read(request, 4)
-            raise Refused(Errno.PERM, "another domain's grant")
-        case _:
-            raise Refused(Errno.NOSYS, "an unknown command")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from vmm.clock import Alarm
@@ -14,15 +15,17 @@ from vmm.cpu_state import Cpu
 from vmm.exits import RESUME, WAIT, Outcome
 from vmm.machine import FRAME
 from vmm.mmu.direct import DirectMmu
-from vmm.mmu.frames import Frames, Kind
+from vmm.mmu.frames import Frames, Kind, Refused
 from vmm.mmu.host import HostSpace
 from vmm.start import CONSOLE_PORT, STORE_PORT, Domain
+from vmm.x86.bits import Vector
 from vmm.xen.arguments import Arguments
 from vmm.xen.batches import Preempted
 from vmm.xen.channels import TIMER, Channel, Channels, State
 from vmm.xen.descriptors import XenDescriptors
 from vmm.xen.grants import Grants
 from vmm.xen.hypercalls import call
+from vmm.xen.run_state import RunState
 from vmm.xen.shared_info import SharedInfo
 from vmm.xen.traps import Traps
 
@@ -64,7 +67,10 @@ class XenDomain:
         self._poll_end: Alarm | None = None
         self.granted_ports: frozenset[int] = frozenset()
         self.console: Callable[[bytes], None] = lambda data: None  # console_io
+        self.run_state = RunState()
+        self._behind = False  # there is something to do behind this hypercall:
         self._blocks = False
+        self.nmi_pending = self._nmi_masked = False
         self._one_shot: Alarm | None = None
         self._periodic: Alarm | None = None
         self.period = _PERIOD
@@ -103,14 +109,29 @@ class XenDomain:
             return RESUME
         if number != _IRET or result:
             state[0] = result & 0xFFFFFFFF
-        if not self._blocks:
-            return RESUME
-        self._blocks = False
-        return RESUME if self.ready() else WAIT
+        return self._go_on() if self._behind else RESUME
+
+    def _go_on(self) -> Outcome:
+        blocks, self._behind, self._blocks = self._blocks, False, False
+        if self.nmi_pending and not self._nmi_masked:
+            self.nmi_pending, self._nmi_masked = False, True
+            self.traps.raise_exception(Vector.NMI)
+        elif blocks and not self.ready():
+            self.run_state.block(self.clock.now())
+            return WAIT
+        return RESUME
 
     def block(self) -> None:
         """The CPU waits for an event behind this hypercall."""
-        self._blocks = True
+        self._behind = self._blocks = True
+
+    def send_nmi(self) -> None:
+        """A non-maskable interrupt behind this hypercall, or behind the IRET, by hypercall, of the handler that runs."""
+        self._behind = self.nmi_pending = True
+
+    def nmi_ended(self) -> None:
+        """Its handler returns."""
+        self._nmi_masked, self._behind = False, self._behind or self.nmi_pending
 
     def poll(self, ports: tuple[int, ...], deadline: int) -> None:
         """The CPU waits behind this hypercall for one of some channels, masked or not, or for a time (0: none)."""
@@ -154,7 +175,12 @@ class XenDomain:
 
     def tell_time(self) -> None:
         """Updates the time that the guest reads."""
-        self.shared.tell_time(self.clock.now())
+        now = self.clock.now()
+        self.shared.tell_time(now)
+        self.run_state.run(now)
+        if self.run_state.area is not None:
+            with suppress(Refused):  # it may not be mapped just now
+                self.arguments.write(self.run_state.area, self.run_state.image(now))
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """What CPUID answers: the CPU without what belongs to the VMM, NX among it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm.mmu.frames import Errno, Refused
-from vmm.xen import calls_cpu, calls_events, calls_memory, calls_system
+from vmm.xen import calls_cpu, calls_events, calls_grants, calls_memory, calls_system
 from vmm.xen.batches import Preempted, limit, overdue
 
 if TYPE_CHECKING:
@@ -85,12 +85,13 @@ HYPERCALLS: dict[int, Hypercall] = {
     17: Hypercall("xen_version", calls_system.xen_version),
     18: Hypercall("console_io", calls_system.console_io),
     19: Hypercall("physdev_op_compat", calls_system.physdev_op_compat),
-    20: Hypercall("grant_table_op", calls_system.grant_table_op),
+    20: Hypercall("grant_table_op", calls_grants.grant_table_op),
     21: Hypercall("vm_assist", calls_cpu.vm_assist),
     22: Hypercall("update_va_mapping_otherdomain", calls_memory.update_va_mapping_otherdomain),
     23: Hypercall("iret", calls_cpu.iret),
     24: Hypercall("vcpu_op", calls_cpu.vcpu_op),
     26: Hypercall("mmuext_op", calls_memory.mmuext_op),
+    28: Hypercall("nmi_op", calls_cpu.nmi_op),
     29: Hypercall("sched_op", calls_events.sched_op),
     30: Hypercall("callback_op", calls_cpu.callback_op),
     32: Hypercall("event_channel_op", calls_events.event_channel_op),

@@ -10,7 +10,7 @@ from typing import Final
 from vmm.clock import SECOND
 from vmm.machine import FRAME, Machine
 
-_CPUS, _CPU_SIZE = 32, 64
+_CPUS = 32
 _PENDING, _MASK = 0, 1  # bytes of the first CPU's part
 _SELECTOR, _CR2, _VERSION, _TSC, _TIME, _SCALE, _SHIFT = 1, 2, 8, 10, 12, 14, 60  # 32-bit words, but for the last, a byte
 CHANNELS_PENDING: Final = 512  # 32-bit words of the page
@@ -24,50 +24,65 @@ TSC_HERTZ: Final = 1_000_000_000
 
 
 class SharedInfo:
-    """The page in frame `mfn`."""
+    """The page in frame `mfn`. cpu: the first CPU's part, CPU_SIZE bytes, which the guest may have moved elsewhere."""
+
+    CPU_SIZE: Final = 64
 
     def __init__(self, machine: Machine) -> None:
+        self._memory = machine.memory
         (self.mfn,) = machine.allocate(1)
         machine.clear(self.mfn)
         self.bytes = machine.memory[self.mfn * FRAME : (self.mfn + 1) * FRAME]
         self.words = self.bytes.cast("I")
-        self.quads = self.bytes.cast("Q")
         for cpu in range(_CPUS):
-            self.bytes[cpu * _CPU_SIZE + _MASK] = 1
-        self.words[_SCALE], self.bytes[_SHIFT] = 1 << 31, 1  # ns = (tsc << 1) * 2**31 >> 32
+            self.bytes[cpu * self.CPU_SIZE + _MASK] = 1
+        self.moved = False
+        self._see(machine.memory, self.mfn * FRAME)
+        self.cpu_words[_SCALE], self.cpu[_SHIFT] = 1 << 31, 1  # ns = (tsc << 1) * 2**31 >> 32
+
+    def _see(self, memory: memoryview, at: int) -> None:
+        self.cpu = memory[at : at + self.CPU_SIZE]
+        self.cpu_words, self.cpu_quads = self.cpu.cast("I"), self.cpu.cast("Q")
+
+    def move(self, mfn: int, offset: int) -> None:
+        """The first CPU's part lies in another frame from now on. All events are said to be pending, so that none gets lost."""
+        before, self.moved = bytes(self.cpu), True
+        self._see(self._memory, mfn * FRAME + offset)
+        self.cpu[:] = before
+        self.cpu[_PENDING], self.cpu_words[_SELECTOR] = 1, 0xFFFFFFFF
 
     @property
     def pending(self) -> bool:
         """An upcall is due."""
-        return self.bytes[_PENDING] != 0
+        return self.cpu[_PENDING] != 0
 
     @pending.setter
     def pending(self, on: bool) -> None:
-        self.bytes[_PENDING] = on
+        self.cpu[_PENDING] = on
 
     @property
     def masked(self) -> int:
         """The virtual interrupt mask: not 0 means that no upcall may come."""
-        return self.bytes[_MASK]
+        return self.cpu[_MASK]
 
     @masked.setter
     def masked(self, value: int) -> None:
-        self.bytes[_MASK] = value
+        self.cpu[_MASK] = value
 
     @property
     def deliverable(self) -> bool:
         """An upcall is due and may come."""
-        return self.bytes[_PENDING] != 0 and self.bytes[_MASK] == 0
+        return self.cpu[_PENDING] != 0 and self.cpu[_MASK] == 0
 
     def set_cr2(self, gva: int) -> None:
         """Where the page fault was."""
-        self.words[_CR2] = gva
+        self.cpu_words[_CR2] = gva
 
     def tell_time(self, now: int) -> None:
         """now: nanoseconds since the domain's start; the time stamp counter is the same number."""
-        words = self.words
+        words = self.cpu_words
         words[_VERSION] = words[_VERSION] + 1 & 0xFFFFFFFF
-        self.quads[_TSC >> 1] = self.quads[_TIME >> 1] = now
+        self.cpu_quads[_TSC >> 1] = self.cpu_quads[_TIME >> 1] = now
         words[_VERSION] = words[_VERSION] + 1 & 0xFFFFFFFF
 
     def tell_date(self, start: int) -> None:
@@ -97,8 +112,8 @@ class SharedInfo:
         words = self.words
         if words[CHANNELS_MASK + word] & bit:
             return False
-        words[_SELECTOR] |= 1 << word
-        self.bytes[_PENDING] = 1
+        self.cpu_words[_SELECTOR] |= 1 << word
+        self.cpu[_PENDING] = 1
         return True
 
     def channel_pending(self, port: int) -> bool:

@@ -91,18 +91,41 @@ class Traps:
         return True
 
     def _enter(self, handler: Handler, error: int | None) -> None:
-        state, shared = self.state, self.shared
-        flags, mask = self.vcpu.flags(), shared.masked
+        state = self.state
+        flags, mask = self.vcpu.flags(), self.shared.masked
         frame = [state[Cpu.EIP], state[Cpu.CS] | mask << 16, flags]
         if state[Cpu.HFLAGS] & 3 == 3:
             frame += [state[Cpu.ESP], state[Cpu.SS]]
-            selector, esp = self.stack
-            if not self.load(Cpu.SS, selector, 1):
-                raise Stopped(Stop(End.DIED, f"the kernel's stack segment {selector:#x} is no stack"))
+            esp = self._kernel_stack()
         else:
             esp = state[Cpu.ESP]
         if error is not None:
             frame.insert(0, error)
+        self._go(handler, frame, esp)
+        self.vcpu.set_flags(flags & ~_OFF)
+
+    def cannot_return(self, frame: list[int]) -> None:
+        """An IRET that the guest asked for has no such segments to go to: the failsafe callback gets its frame and the data segments.
+
+        Raises Stopped without a callback, or a stack for it.
+        """
+        state = self.state
+        if self.failsafe is None:
+            raise Stopped(Stop(End.DIED, f"iret to the segments {frame[1] & 0xFFFF:#x} and {frame[-1]:#x}, without a failsafe callback"))
+        esp = state[Cpu.ESP]
+        if len(frame) > 3:
+            esp = self._kernel_stack()
+        self._go(self.failsafe, [*(state[register] & 0xFFFF for register in (Cpu.DS, Cpu.ES, Cpu.FS, Cpu.GS)), *frame], esp)
+
+    def _kernel_stack(self) -> int:
+        selector, esp = self.stack
+        if not self.load(Cpu.SS, selector, 1):
+            raise Stopped(Stop(End.DIED, f"the kernel's stack segment {selector:#x} is no stack"))
+        return esp
+
+    def _go(self, handler: Handler, frame: list[int], esp: int) -> None:
+        """Pushes a frame and enters a handler."""
+        state = self.state
         esp = esp - 4 * len(frame) & 0xFFFFFFFF
         linear = state[Cpu.SS + Cpu.BASE] + esp & 0xFFFFFFFF
         try:
@@ -115,6 +138,5 @@ class Traps:
             raise Stopped(Stop(End.DIED, f"the handler's code segment {handler.selector:#x} is none"))
         state[Cpu.ESP], state[Cpu.EIP] = esp, handler.address
         self.machine.set_mode(1)
-        self.vcpu.set_flags(flags & ~_OFF)
         if handler.masks:
-            shared.masked = 1
+            self.shared.masked = 1

@@ -172,7 +172,7 @@ class Paravirtual:
             outcome = stopped.stop
         if outcome is not RESUME:
             self._take(outcome)
-        elif self.shared.bytes[0]:
+        elif self.shared.cpu[0]:
             self._let_events_in()
 
     def _let_events_in(self) -> None:

@@ -1,0 +1,40 @@
+"""How long the virtual CPU ran and waited, as the guest may ask for it or have it shown in its memory.
+
+Layout: Xen's public headers, vcpu.h. There is nobody to wait for but events, so it runs or is blocked.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+_RUNNING, _BLOCKED = 0, 2
+_IMAGE: Final = struct.Struct("<I5Q")
+
+
+class RunState:
+    """The account of one virtual CPU, in nanoseconds of virtual time. area: the linear address where the guest wants to see it, if any."""
+
+    def __init__(self) -> None:
+        self.area: int | None = None
+        self._state, self._since = _RUNNING, 0
+        self._spent = [0, 0, 0, 0]
+
+    def block(self, now: int) -> None:
+        """It waits from now on."""
+        self._change(_BLOCKED, now)
+
+    def run(self, now: int) -> None:
+        """It runs, maybe as before."""
+        if self._state != _RUNNING:
+            self._change(_RUNNING, now)
+
+    def _change(self, state: int, now: int) -> None:
+        self._spent[self._state] += now - self._since
+        self._state, self._since = state, now
+
+    def image(self, now: int) -> bytes:
+        """{state, since when, time spent in each state}."""
+        spent = list(self._spent)
+        spent[self._state] += now - self._since
+        return _IMAGE.pack(self._state, self._since, *spent)
