@@ -6,9 +6,11 @@ the first reason counted while it is handled; translation that it leads to is pa
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from time import perf_counter
 from typing import TYPE_CHECKING
+
+from vmm.stats import Tally
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -69,7 +71,7 @@ class Timing:
         self.seconds[self.reason or UNCOUNTED] += perf_counter() - began
 
 
-class _Telling(Counter[str]):
+class _Telling(Tally[str]):
     """A counter that tells a `Timing` what is counted."""
 
     def __init__(self, timing: Timing) -> None:

@@ -250,3 +250,30 @@ def test_user_mode_system_calls_and_interrupts_off() -> None:
     """A guest's own system call is an engine assist, and no exit of the architecture."""
     vm = run(small_kernel(TO_USER, user="int 0x80", handlers={0x80: FINISH}))
     assert vm.stats.engine == {"int": 1, "control register": 1, "ldtr tr": 1}
+
+
+def test_an_instruction_that_exits_again_and_again_is_looked_at_anew_when_it_changed() -> None:
+    """CPUID of two bytes and of three at one address: rewritten in place, on another page that a table entry leads to, in other tables."""
+    site, other, directory = 0x180000, 0x1A0000, 0x304000
+    twice = f"mov edi,2; again%d: mov ecx,{site}; xor eax,eax; call ecx; dec edi; jnz again%d"
+    source = "xor esi,esi; " + "; ".join(
+        (
+            twice % (0, 0),
+            f"mov dword ptr [{site}],0xc3a20ff3",  # rep cpuid; ret
+            twice % (1, 1),
+            f"mov eax,{other | 3}; mov [{IDENTITY + 4 * (site >> 12)}],eax; invlpg [{site}]",
+            twice % (2, 2),
+            f"mov eax,{directory}; mov cr3,eax",
+            twice % (3, 3),
+            f"mov [{LOG}],esi",
+            FINISH,
+        )
+    )
+    parts = small_kernel(source) | {site: b"\x0f\xa2\x46\xc3", other: b"\x0f\xa2\x46\xc3"}  # cpuid; inc esi; ret
+    identity = bytearray(parts[IDENTITY])
+    parts[directory] = pack([0x305000 | 3])
+    parts[0x305000] = bytes(identity[: 4 * (site >> 12)]) + pack([0x1B0000 | 3]) + bytes(identity[4 * (site >> 12) + 4 :])
+    parts[0x1B0000] = b"\xf3\x0f\xa2\xc3"
+    vm = run(parts)
+    assert words(vm, LOG, 1) == [4]
+    assert vm.stats.architectural["cpuid"] == 8

@@ -90,6 +90,20 @@ class GuestPaging:
             page = pages[gva >> 12] = self.walk(gva, write).gpa & ~0xFFF
         return page | gva & 0xFFF
 
+    def trail(self, gva: int) -> list[int]:
+        """gpas of the entries that a walk of `gva`, which is mapped, reads from memory, the uppermost first."""
+        if not self.enabled:
+            return []
+        shift, width = (39 if self.long else 30, 8) if self.pae else (22, 4)
+        table, passed = self.cr3 & (_ADDRESS if self.long or not self.pae else ~0x1F), []
+        while True:
+            at = table + width * (gva >> shift & (511 if width == 8 else 1023))
+            passed.append(at)
+            entry = self.memory.read64(at) if width == 8 else self.memory.read32(at)
+            if shift == 12 or entry & Pte.PS and (shift < 30 or self.long and shift == 30) and (self.pae or self.pse):
+                return passed
+            table, shift = entry & _ADDRESS, shift - (9 if width == 8 else 10)
+
     def walk(self, gva: int, write: bool = False, user: bool = False, fetch: bool = False) -> Mapping:
         """Translates `gva` for one access, setting A (and D for a write) in the guest's tables. Raises GuestPageFault.
 

@@ -15,6 +15,7 @@ from vmm.backends.hw.controls import new_vmcs, set_start
 from vmm.backends.hw.instructions import NAMES, Instructions
 from vmm.backends.hw.options import HwOptions
 from vmm.backends.hw.shadow import ShadowPaging
+from vmm.backends.hw.sites import Sites
 from vmm.backends.hw.svm import EXIT, NESTED_FAULT, Svm
 from vmm.backends.hw.vmcs import Field, Reason
 from vmm.backends.live import code_address, instruction_at, int_size, load_tables
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from vmm.start import Start
     from vmm.vm import Vm
 
-_CR3_LOAD, _PAGE_FAULT = EXIT + 0x13, EXIT + 0x4E
+_CR3_LOAD, _PAGE_FAULT, _INTR, _CPUID = EXIT + 0x13, EXIT + 0x4E, EXIT + 0x60, EXIT + 0x72
 _IO = int(Reason.IO)
+_EXTERNAL = External()
 _POLLS = 64  # reads of device memory in a row, before a page that may be lent is
 _INTELS = ("sysenter", "sysexit")  # which 64-bit code has on Intel's CPUs only
 
@@ -69,6 +71,7 @@ class Hardware:
         self._ports = {number: f"port {number:#x}" for name, number in options.exit_on if name == "io"}
         self.wanted = {name for name, _ in options.exit_on}
         self.coherence = Coherence(vm.machine, self.memory, self.nested, self.paging, self.synchronize)
+        self.sites = Sites(vm)
         self.instructions = Instructions(self)
         self._device_reads = 0
         self._failed = False  # while an interrupt is delivered here that the CPU could not deliver
@@ -163,6 +166,7 @@ class Hardware:
 
     def control_changed(self) -> None:
         """The guest's CR0 or CR4 changed. PAE's page-directory pointers are checked at each load of CR3, which this CPU does not do."""
+        self.sites.forget()
         if self.shadow is not None:
             if self.vcpu.cr0 & Cr0.PE:
                 self.shadow.control_changed()
@@ -173,6 +177,7 @@ class Hardware:
 
     def efer_changed(self) -> None:
         """With NX the guest's data are not executable, so its stores are fast under nested paging, which takes fewer exits; long mode needs it."""
+        self.sites.forget()
         if not self.vcpu.efer & (Efer.NXE | Efer.LME):
             return
         if self.shadow is not None and self.options.mmu == "auto":
@@ -223,6 +228,7 @@ class Hardware:
     def _inject(self, vector: int) -> bool:
         """An external interrupt: by the CPU itself, unless another one is pending, which its INTR pin would report first."""
         if self._failed or self.vm.board.interrupts.asserted or not self.machine.running:
+            self.synchronize()
             return False
         self.svm.inject(vector)
         self.vcpu.halted = False
@@ -232,6 +238,8 @@ class Hardware:
 
     def _on_interrupt(self, vector: int) -> None:
         """Every exception, INT and exit of the CPU."""
+        if vector == _CPUID and self.shadow is None and self.instructions.cpuid():
+            return
         state, machine = self.state, self.machine
         software = bool(state[machine.is_int])
         machine.clear_event()
@@ -249,6 +257,8 @@ class Hardware:
             self._shadow_fault(self.shadow, state[machine.error_code])
         elif vector == _CR3_LOAD and self.shadow is None and self._loads_cr3():
             pass
+        elif vector == _INTR and not machine.virtual_interrupt:
+            self._external()
         else:
             self.synchronize()
             if (injected := self.svm.take_injected()) is not None:
@@ -330,23 +340,24 @@ class Hardware:
         self.stats.architectural[name or NAMES[reason]] += 1
         self.vmcs.exited(reason, qualification)
 
+    def _external(self) -> None:
+        """The CPU takes interrupts, and its INTR pin is high."""
+        if self.vm.stopped is not None or not self.vm.board.interrupts.asserted:
+            self.machine.set_interrupt_pin(False)  # while it is high the CPU exits again before it sees that it is to stop
+            return
+        self.report(Reason.INTERRUPT_WINDOW if self._waited else Reason.EXTERNAL_INTERRUPT)
+        self._waited = False
+        self.exit(_EXTERNAL)
+
     def _exited(self, code: int) -> None:
         reason = self.svm.reason(code)
-        if reason is Reason.EXTERNAL_INTERRUPT:
-            if self.vm.stopped is not None or not self.vm.board.interrupts.asserted:
-                self.machine.set_interrupt_pin(False)  # while it is high the CPU exits again before it sees that it is to stop
-                return
-            self.report(Reason.INTERRUPT_WINDOW if self._waited else reason)
-            self._waited = False
-            self.exit(External())
-            return
         if reason is Reason.EXCEPTION:
             self._exception(code - 0x40)
             return
         if reason is None:
             self._undefined()
             return
-        instruction = instruction_at(self.vm)
+        instruction = self.sites.look() if self.shadow is None else instruction_at(self.vm)
         if instruction is None:
             return  # its page has gone: the CPU finds that out as it runs it again
         self.instructions.handle(code, reason, instruction)

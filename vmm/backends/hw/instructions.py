@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAMES: Final = {reason: reason.name.lower().replace("_", " ") for reason in Reason} | {Reason.IO: "port", Reason.EPT_VIOLATION: "nested page fault"}
 """What statistics call each exit reason."""
+_EAX, _EBX, _ECX, _EDX, _EIP = (register >> 1 for register in (Cpu.EAX, Cpu.EBX, Cpu.ECX, Cpu.EDX, Cpu.EIP))
+_CPUID = int(Reason.CPUID)
 _WRMSR, _RDTSC = 0x0F30, 0x0F31
 _OF_THE_CPU: Final = frozenset((SYSENTER_CS, STAR, FS_BASE, GS_BASE, KERNEL_GS_BASE))  # SYSEXIT, SYSRET, SWAPGS and all code use them
 
@@ -30,6 +32,10 @@ class Instructions:
 
     def __init__(self, engine: Hardware) -> None:
         self.engine, self.vm, self.vcpu = engine, engine.vm, engine.vcpu
+        machine = engine.machine
+        self.state, self.wide, self._words, self.architectural = machine.state, machine.wide, machine.words, engine.stats.architectural
+        self._known, self._answers, self._exited = engine.sites.find, engine.vm.cpu_model.cpuid, engine.vmcs.exited
+        self._events = machine.old_exception, machine.is_int, engine.svm.interrupt_shadow
         self._msrs = {number: f"msr {number:#x}" for name, number in engine.options.exit_on if name == "msr"}
 
     def handle(self, code: int, reason: Reason, instruction: Instruction) -> None:
@@ -84,6 +90,21 @@ class Instructions:
         if reason is Reason.INVLPG:
             return self.vm.operands.address(instruction)
         return 0
+
+    def cpuid(self) -> bool:
+        """CPUID, which every VMCS asks for, at a known site. Hot: nothing else of the guest's state matters to it. False: the site is not known."""
+        instruction = self._known()
+        if instruction is None:
+            return False
+        wide, (old_exception, is_int, interrupt_shadow) = self.wide, self._events
+        wide[_EAX], wide[_EBX], wide[_ECX], wide[_EDX] = self._answers(wide[_EAX] & 0xFFFFFFFF, wide[_ECX] & 0xFFFFFFFF)
+        wide[_EIP] = instruction.next
+        state = self.state
+        state[old_exception], state[is_int] = 0xFFFFFFFF, 0  # `Machine.clear_event`, written out
+        self._words[interrupt_shadow] = 0  # it ends with this instruction
+        self.architectural["cpuid"] += 1
+        self._exited(_CPUID, 0)
+        return True
 
     def _cpuid(self) -> None:
         vcpu = self.vcpu

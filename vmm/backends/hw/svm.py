@@ -56,6 +56,7 @@ class Svm:
             machine.quads[table // 8] = below | _HOST_TABLE
         machine.quads[(tables[-1] + 8) // 8] = stub | _HOST_LEAF
         self.host_cr3 = tables[0]
+        self.interrupt_shadow = (self._vmcb + _INTERRUPT_SHADOW) >> 2  # index of its word in host memory
 
     def load(self, vmcs: Vmcs) -> None:
         """Writes guest state and controls of a checked VMCS into the VMCB."""
@@ -140,10 +141,9 @@ class Svm:
 
     def take_interrupt_shadow(self) -> bool:
         """Whether the instruction that exited stood in the shadow of STI or of a load of SS, which the exit took off the CPU."""
-        at = (self._vmcb + _INTERRUPT_SHADOW) >> 2
-        shadow = self.machine.words[at] & 1
+        shadow = self.machine.words[self.interrupt_shadow] & 1
         if shadow:
-            self.machine.words[at] = 0
+            self.machine.words[self.interrupt_shadow] = 0
         return bool(shadow)
 
     def reason(self, code: int) -> Reason | None:
