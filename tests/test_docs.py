@@ -99,7 +99,7 @@ def usage(subcommand: str) -> str:
     return result.stdout if result.returncode == 0 else ""
 
 
-PLANNED = {"compare"}
+PLANNED: set[str] = set()
 """Subcommands that the README's list of plans names; an entry leaves when its subcommand is there."""
 
 

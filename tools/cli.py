@@ -189,6 +189,40 @@ def dump(
     raise typer.Exit(dump_kernel(request, wanted))
 
 
+@app.command(
+    epilog="Exit status: 0 compared, though a cell may say why it did not run; 2 bad usage or input; 70 a fault of ours;"
+    " 130 Ctrl-C, after which what was measured is shown."
+)
+def compare(
+    kernel: Annotated[list[str] | None, typer.Argument(metavar="[KERNEL]...", help="Of nano, work, mach, xv6, linux; default: all.")] = None,
+    backends: Annotated[str | None, typer.Option(metavar="WAY,...", help="Ways of running them, such as bt,hw,qemu; default: all.")] = None,
+    rows: Annotated[str | None, typer.Option(metavar="ROW,...", help="Only these rows, such as syscall,forkwait.")] = None,
+    short: Annotated[bool, typer.Option("--short", help="A few rows and ways, in less than a minute.")] = False,
+    rounds: Annotated[str, typer.Option(metavar="N", help="How often each cell is measured.")] = "3",
+    timeout: Annotated[str, typer.Option(metavar="S", help="Seconds for one run of one cell.")] = "30",
+    jobs: Annotated[str | None, typer.Option(metavar="N", help="Rows at a time; default: as many as there are processors.")] = None,
+    icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions: exits are the same in every run.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON (docs/COMPARISON.md).")] = None,
+) -> None:
+    """Run the same guests in every way, and show time, exits and modelled cycles of each row side by side."""
+    from tools import options
+    from tools.compare.command import Request
+    from tools.compare.command import compare as carry_out
+
+    request = Request(
+        kernels=tuple(kernel or ()),
+        ways=backends,
+        rows=rows,
+        short=short,
+        rounds=options.count("--rounds", rounds),
+        timeout=options.seconds(timeout),
+        processes=len(os.sched_getaffinity(0)) if jobs is None else options.count("--jobs", jobs),
+        icount=icount,
+        json=None if json is None else options.writable(json),
+    )
+    raise typer.Exit(carry_out(request))
+
+
 @app.command()
 def kernels() -> None:
     """List the bundled guests."""

@@ -15,7 +15,7 @@
 
 enum { PROCESSES = 2 };
 
-static struct process {
+struct process {
     enum { ABSENT, READY, WAITING, READING, EXITED } state;
     struct trap_frame *frame;
     struct address_space space;
@@ -24,9 +24,18 @@ static struct process {
     u32 own;                /* one bit for each page: nobody else has it */
     u32 status, word;       /* what it gave to CALL_EXIT; what waits in the pipe to it */
     int full;
-} processes[PROCESSES];
-static struct process *const parent = processes, *const child = processes + 1;
-static struct process *current;
+};
+
+/* What system calls write, in pages of its own: a page that a descriptor table shares with data is written under the eyes of a VMM. */
+static union {
+    struct {
+        struct process processes[PROCESSES];
+        struct process *current;
+    };
+    u8 page[PAGE_SIZE];
+} own __attribute__((aligned(4096)));
+#define current own.current
+static struct process *const parent = own.processes, *const child = own.processes + 1;
 static struct address_space kernel_space;
 static u32 count;
 __attribute__((noreturn)) void user_leave(u32 value); /* trap_entry.S */

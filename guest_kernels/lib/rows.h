@@ -3,7 +3,8 @@
  *   rows=syscall,cr3wr   only these; left out: all
  *   n=1000               so many times, for every row; left out: what each row has
  *   ticks                print how many ticks of the time-stamp counter one took
- *   marks                say on the debug console, port E9h, where what is measured begins and ends: bytes MEASURE_BEGIN and MEASURE_END
+ *   marks                say on the debug console, port E9h, where what is measured begins and ends: byte MEASURE_BEGIN twice, so
+ *                        that what saying it costs is known too, and MEASURE_END
  *
  * Each row is done once to warm up and then to be measured. Who counts from outside needs the marks; QEMU has that port too (-debugcon).
  */

@@ -1,0 +1,74 @@
+"""`vmm compare` as a user has it: tables, JSON, cells that do not run, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools.cli import status
+
+
+def compare(*words: str) -> int:
+    """The command's exit status, with no more rounds than needed."""
+    return status(["compare", *words, "--rounds", "1"])
+
+
+def test_three_readings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Time, exits and modelled cycles have a table each, the answers stand below, and JSON has all of it."""
+    path = tmp_path / "found.json"
+    assert compare("nano", "--rows", "cr3wr", "--backends", "native,bt,hw", "--json", str(path)) == 0
+    shown = capfd.readouterr().out
+    for heading in ("CPU time for one", "architectural exits for one", "modelled cycles of exits", "answers, among"):
+        assert heading in shown
+    assert "bt: 1 exit: callout (mov cr3,r)" in shown and "hw: 0 exits, in guest mode" in shown
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["kernel"], row["row"], list(row["cells"])) == ("nano", "cr3wr", ["native", "bt", "hw"])
+    assert row["cells"]["bt"]["architectural"] == {"callout": 1.0}
+    assert row["cells"]["bt"]["cycles"]["prescott"] == 1454
+    assert row["cells"]["native"]["ratio"] == 1 and row["cells"]["bt"]["time_ns"] > 0
+
+
+def test_a_guest_that_hangs_marks_its_own_cell(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A time limit that single-stepping cannot keep: that cell says so, and the others have their results."""
+    path = tmp_path / "found.json"
+    assert compare("work", "--rows", "stream", "--backends", "native,step", "--timeout", "0.05", "--json", str(path)) == 0
+    cells = json.loads(path.read_text())["rows"][0]["cells"]
+    assert cells["step"]["reason"].startswith("time-out after 0.05 s") and cells["step"]["count"] == 0
+    assert "step: stream: time-out" in capfd.readouterr().out
+
+
+def test_what_slips_is_a_reason(capfd: pytest.CaptureFixture[str]) -> None:
+    """A wrong result is no result."""
+    assert compare("nano", "--rows", "cli_sti", "--backends", "trap") == 0
+    assert "trap: cli_sti: wrong result: the guest says 'FAIL: cli_sti:" in capfd.readouterr().out
+
+
+def test_counted_instructions(tmp_path: Path) -> None:
+    """Under --icount what does not count says so, and exits of two comparisons are equal."""
+    found = []
+    for name in ("one.json", "two.json"):
+        path = tmp_path / name
+        assert compare("nano", "--rows", "iret", "--backends", "bt,bt-trap,pv", "--icount", "--json", str(path)) == 0
+        found.append(json.loads(path.read_text())["rows"][0]["cells"])
+    assert found[0]["bt-trap"]["architectural"] == found[1]["bt-trap"]["architectural"] == {"callout": 2.0}
+    assert found[0]["bt"]["retired"] == found[1]["bt"]["retired"] > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nono"], "vmm: nono: no such kernel to compare (there are nano, work, mach, xv6, linux)"),
+        (["--rows", "nothing"], "vmm: --rows nothing: must be of null, syscall, in, out,"),
+        (["--backends", "bt,kvm"], "vmm: --backends kvm: must be of native, bt, bt-trap,"),
+        (["--jobs", "0"], "vmm: --jobs 0: must be a number above 0"),
+        (["--timeout", "x"], "vmm: --timeout x: must be a number of seconds above 0"),
+        (["--json", "/no/such/folder/x"], "vmm: /no/such/folder/x: no such directory: /no/such/folder"),
+    ],
+)
+def test_bad_input(words: list[str], complaint: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Status 2, one line with what is valid, and nothing runs."""
+    assert compare(*words) == 2
+    shown = capfd.readouterr()
+    assert shown.out == "" and shown.err.startswith(complaint) and shown.err.count("\n") == 1

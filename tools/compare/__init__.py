@@ -1,0 +1,1 @@
+"""`vmm compare`: the same guest under every approach, side by side."""
