@@ -44,7 +44,9 @@ def test_trapping_stubs_take_one_for_each_instruction(row: str) -> None:
     assert exits(row, "bt-trap") == {"cr0rd": 1}.get(row, 2)
 
 
-@pytest.mark.parametrize("row", ("null", "syscall", "cli_sti", "callret", "divzero", "pgfault", "ptemod_cold", "ptemod_hot", "cr3wr", "invlpg", "ctxswitch"))
+@pytest.mark.parametrize(
+    "row", ("null", "syscall", "cli_sti", "callret", "divzero", "pgfault", "ptemod_cold", "ptemod_hot", "cr3wr", "invlpg", "ctxswitch")
+)
 def test_hardware_assist_takes_none_under_nested_paging(row: str) -> None:
     """The guest's own traps and page tables are its own business; that this CPU needs help with traps is counted apart."""
     assert sample(row, "hw").architectural == {}

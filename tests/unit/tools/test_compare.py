@@ -29,7 +29,8 @@ def compared(**samples: list[Sample]) -> RowResult:
 
 def test_a_cell_is_the_median_of_its_rounds() -> None:
     """Time, exits and ratio are for one time of the work; the ratio is that of a round, whatever the machine did between rounds."""
-    row = compared(native=[sample(1000), sample(4000), sample(2000)], bt=[sample(3000, callout=10), sample(12000, callout=10), sample(6000, callout=20)])
+    ours = [sample(3000, callout=10), sample(12000, callout=10), sample(6000, callout=20)]
+    row = compared(native=[sample(1000), sample(4000), sample(2000)], bt=ours)
     cell = row.cells["bt"]
     assert (cell.time_ns, cell.ratio, cell.architectural) == (600.0, 3.0, {"callout": 1.0})
     assert cell.spread == pytest.approx((1200 - 300) / 2 / 600)
