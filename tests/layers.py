@@ -30,6 +30,8 @@ OUTSIDE: Mapping[str, frozenset[str]] = {
     "rich": frozenset({"tools"}),
     "distributed": frozenset({"tools.compare.cluster"}),
     "pytest": frozenset({"tools.pytest_plugin"}),
+    "zstandard": frozenset({"vmm.snapshot"}),
+    "setproctitle": frozenset({"tools"}),
     "hypothesis": frozenset(),
 }
 

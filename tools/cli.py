@@ -30,7 +30,9 @@ def _vmm() -> None:
     " 3 it died or stopped for good; 70 a fault of ours; 124 time-out; 130 Ctrl-C."
 )
 def run(
-    kernels: Annotated[list[str], typer.Argument(metavar="KERNEL...", help="A bundled kernel's name (vmm kernels) or a file; several share a CPU.")],
+    kernels: Annotated[
+        list[str] | None, typer.Argument(metavar="KERNEL...", help="A bundled kernel's name (vmm kernels) or a file; several share a CPU.")
+    ] = None,
     backend: Annotated[
         str, typer.Option(metavar="auto|bt|hw|pv|trap|step|native", help="How guest code is run; of several kernels: bt,hw,...")
     ] = "auto",
@@ -48,6 +50,7 @@ def run(
     disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw disk image, up to four times.")] = None,
     share: Annotated[str | None, typer.Option(metavar="N,N,...", help="Of several kernels: their parts of the CPU's time, such as 3,1.")] = None,
     console: Annotated[str, typer.Option(metavar="stdio|pty", help="Of several kernels: labelled lines here, or a terminal each.")] = "stdio",
+    restore: Annotated[str | None, typer.Option(metavar="FILE", help="Instead of KERNEL: go on from a snapshot.")] = None,
     icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions: every run is the same.")] = False,
     timeout: Annotated[str | None, typer.Option(metavar="S", help="End the run after so many seconds, with status 124.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
@@ -73,9 +76,15 @@ def run(
     from tools import options
     from tools.run import Wishes, run_kernel
     from tools.session import Request
-    from tools.technique import Technique, options_of
+    from tools.technique import Technique, backend_of_snapshot, options_of
     from tools.together import for_each, for_one, parts_of, refuse, run_together
 
+    if restore is not None:
+        settled = {"KERNEL": kernels, "-m": memory, "--append": append, "--initrd": initrd, "--module": module, "--address": address, "--disk": disk}
+        refuse(settled, "with --restore it is the snapshot's")
+        kernels, backend = [""], backend_of_snapshot(restore) if backend == "auto" else backend
+    elif not kernels:
+        raise InputError("missing argument 'KERNEL...' (see vmm --help)")
     count = len(kernels)
     if explain and (backend != "trap" or disk or count > 1):
         raise InputError("--explain: goes with --backend trap, with one kernel, and without --disk, since the guest is run twice")
@@ -119,6 +128,7 @@ def run(
                 timeout=None if timeout is None else options.seconds(timeout),
                 reboot=not no_reboot,
                 icount=icount,
+                restore=restore,
             )
         )
     wishes = Wishes(

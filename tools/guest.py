@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from guest_kernels import kernels
-from vmm.devices.disk import Disk
+from vmm.devices.disk import Disk, Point, Storage
 from vmm.errors import InputError
 
 MEMORY_MIB = 128
@@ -49,15 +49,29 @@ def choose(kernel: str, memory_mib: int | None = None, append: str | None = None
     )
 
 
-def open_disks(guest: Guest, paths: Sequence[str], until: ExitStack) -> list[Disk]:
+def open_disks(guest: Guest, paths: Sequence[str], until: ExitStack) -> list[Storage]:
     """Opens and locks the disk images, or makes the guest's empty one in the temporary folder; `until` closes and removes them."""
     if not paths and guest.disk_bytes:
         image = until.enter_context(tempfile.NamedTemporaryFile(prefix="vmm-disk-"))
         os.truncate(image.fileno(), guest.disk_bytes)
         paths = [image.name]
-    disks = []
+    disks: list[Storage] = []
     for path in paths:
         disks.append(Disk(path))
+        until.callback(disks[-1].close)
+    return disks
+
+
+def overlays(points: Sequence[Point], until: ExitStack) -> list[Storage]:
+    """Opens the disks of a snapshot, each under an overlay in the temporary folder; `until` closes and removes those."""
+    from vmm.devices.overlay import Overlay, lay  # only these guests need it
+
+    disks: list[Storage] = []
+    for point in points:
+        folder = until.enter_context(tempfile.TemporaryDirectory(prefix="vmm-disk-"))
+        path = os.path.join(folder, "overlay")
+        lay(path, point)
+        disks.append(Overlay(path))
         until.callback(disks[-1].close)
     return disks
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from tools.guest import choose, open_disks
-from vmm.backends import Options
+from tools.guest import choose, open_disks, overlays
+from vmm.backends import COUNTING, Options
 from vmm.backends.bt import BtOptions
 from vmm.console import Console
-from vmm.devices.disk import Disk
+from vmm.devices.disk import Storage
 from vmm.errors import InputError
 from vmm.exits import End, Stop
 from vmm.vm import Vm, machine_for
@@ -28,7 +28,10 @@ TIMED_OUT: Final = 124
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be run and how. What is None stands as the guest or the default has it. timeout: seconds over all restarts."""
+    """What is to be run and how. What is None stands as the guest or the default has it. timeout: seconds over all restarts.
+
+    restore: a snapshot's file, from which the guest goes on instead of being loaded; `kernel` is of no account then.
+    """
 
     kernel: str
     memory_mib: int | None = None
@@ -41,6 +44,7 @@ class Request:
     timeout: float | None = None
     reboot: bool = True
     icount: bool = False
+    restore: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,15 @@ class Ended:
 
 def run(request: Request, console: Console, ready: Callable[[Vm], object] = lambda vm: None) -> Ended:
     """Runs a guest to its end. `ready` is called with each VM that is loaded and about to run. Raises InputError before anything runs."""
+    if request.restore is not None:
+        return _go_on(request, request.restore, console, ready)
     guest = choose(request.kernel, request.memory_mib, request.append)
     end, restarts = math.inf, 0
     with ExitStack() as until:
         disks = open_disks(guest, request.disks, until)
         while True:
-            vm = _boot(request, guest.path, guest.memory_mib, guest.append, disks, console)
+            vm = make(guest.memory_mib, request.options, disks, console, request.icount)
+            vm.load(guest.path, append=guest.append, modules=request.modules, initrd=request.initrd, address=request.address)
             ready(vm)
             if not restarts and request.timeout is not None:
                 end = time.monotonic() + request.timeout
@@ -73,14 +80,27 @@ def run(request: Request, console: Console, ready: Callable[[Vm], object] = lamb
             gc.collect()  # a VM is a knot of references: its memory goes now, not after the next one has been made
 
 
-def _boot(request: Request, path: str, memory_mib: int, append: str, disks: list[Disk], console: Console) -> Vm:
+def _go_on(request: Request, path: str, console: Console, ready: Callable[[Vm], object]) -> Ended:
+    """Runs a guest from a snapshot. What it writes to its disks from there on is nobody else's, and gone with the run. A reset is its end."""
+    from vmm.snapshot.file import read
+
+    snapshot = read(path)
+    with ExitStack() as until:
+        disks = overlays(snapshot.disks, until)
+        icount = request.icount or snapshot.counted and request.options.backend in COUNTING
+        vm = make(snapshot.memory_size >> 20, request.options, disks, console, icount)
+        vm.restore(snapshot)
+        ready(vm)
+        return Ended(vm, vm.run(request.timeout), 0)
+
+
+def make(memory_mib: int, options: Options, disks: Sequence[Storage], console: Console, icount: bool) -> Vm:
+    """A VM with nothing in it, on a machine of its own. Raises InputError."""
     try:
-        machine = machine_for(memory_mib, request.options)
+        machine = machine_for(memory_mib, options)
     except OSError as error:
         raise InputError(f"-m {memory_mib}: the host cannot give so much memory: {(error.strerror or str(error)).lower()}") from None
-    vm = Vm(machine, memory_mib=memory_mib, options=request.options, disks=disks, console=console, icount=request.icount)
-    vm.load(path, append=append, modules=request.modules, initrd=request.initrd, address=request.address)
-    return vm
+    return Vm(machine, memory_mib=memory_mib, options=options, disks=disks, console=console, icount=icount)
 
 
 def status_of(stop: Stop, *, like_qemu: bool = False) -> int:

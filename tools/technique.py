@@ -41,6 +41,13 @@ def options_of(technique: Technique) -> Options:
     return _MAKERS[backend](technique)
 
 
+def backend_of_snapshot(path: str) -> str:
+    """The back-end that a snapshot was taken under. Raises InputError."""
+    from vmm.snapshot.file import read
+
+    return options.choice("--backend", read(path).backend, tuple(_MAKERS))
+
+
 def _suited(kernel: str | None) -> str:
     """The back-end for a kernel that says itself what it is made for. One that cannot be read is refused where it is loaded."""
     from tools.guest import choose

@@ -22,7 +22,7 @@ from tools.run import BROKEN_PIPE, Wishes
 from tools.session import Ended, Request, status_of
 from tools.signals import Interruption
 from tools.terminal import Terminal
-from vmm.devices.disk import Disk
+from vmm.devices.disk import Storage
 from vmm.errors import InputError
 from vmm.exits import End, Stop
 from vmm.host import Host, Resident
@@ -81,11 +81,11 @@ def for_one(option: str, texts: Sequence[str], count: int) -> list[list[str]]:
     return values
 
 
-def refuse(given: Mapping[str, object]) -> None:
-    """Raises InputError for an option that goes with one kernel only."""
+def refuse(given: Mapping[str, object], why: str = "goes with one kernel") -> None:
+    """Raises InputError for an option that was given and does not go here."""
     for option, value in given.items():
         if value:
-            raise InputError(f"{option}: goes with one kernel")
+            raise InputError(f"{option}: {why}")
 
 
 def run_together(parts: Sequence[Part], wishes: Wishes, *, ptys: bool) -> int:
@@ -120,7 +120,7 @@ def _pty(name: str, until: ExitStack) -> PtyConsole:
     return console
 
 
-def _boot(request: Request, guest: Guest, disks: list[Disk], console: Console, machine: Machine) -> Vm:
+def _boot(request: Request, guest: Guest, disks: list[Storage], console: Console, machine: Machine) -> Vm:
     vm = Vm(machine, memory_mib=guest.memory_mib, options=request.options, disks=disks, console=console, icount=request.icount)
     vm.load(guest.path, append=guest.append, modules=request.modules, initrd=request.initrd, address=request.address)
     if isinstance(console, Seat):

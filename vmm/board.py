@@ -13,7 +13,7 @@ from vmm.clock import Clock
 from vmm.devices import ioapic, lapic
 from vmm.devices.bios_data import write_bios_data
 from vmm.devices.debug_ports import DebugConsole, DebugExit, PostCode, PowerOff
-from vmm.devices.disk import Disk
+from vmm.devices.disk import Storage
 from vmm.devices.ide import IdeChannel
 from vmm.devices.interrupts import IO_APIC_ID, LOCAL_APIC_ID, TIMER_PIN, Interrupts
 from vmm.devices.keyboard import Keyboard
@@ -27,7 +27,7 @@ from vmm.devices.system_control import A20, PortA, PortB
 from vmm.devices.vga import Vga
 from vmm.errors import InputError
 
-__all__ = ["Board", "Disk", "Memory", "Stop", "StopKind", "build_board"]
+__all__ = ["Board", "Memory", "Stop", "StopKind", "build_board"]
 
 LOCAL_APIC, IO_APIC = 0xFEE00000, 0xFEC00000
 COM1, CRTC = 0x3F8, 0x3D4
@@ -49,7 +49,7 @@ class Board:
     vga: Vga
     ide: tuple[IdeChannel, ...]
     """The channels that have drives."""
-    disks: tuple[Disk | None, ...]
+    disks: tuple[Storage | None, ...]
     post_code: PostCode
     debug_exit: DebugExit
     a20: A20
@@ -60,7 +60,7 @@ def build_board(
     clock: Clock,
     *,
     console: Callable[[bytes], None],
-    disks: Sequence[Disk | None],
+    disks: Sequence[Storage | None],
     stop: Callable[[Stop], None],
     interrupts_changed: Callable[[], None],
     date: int | None = None,

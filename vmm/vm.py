@@ -19,7 +19,7 @@ from vmm.clock import SECOND, Clock
 from vmm.console import Console, Recorder
 from vmm.cpuid import CPU_32
 from vmm.devices import stop as device_stop
-from vmm.devices.disk import Disk
+from vmm.devices.disk import Storage
 from vmm.errors import InputError
 from vmm.events import Delivery, Events
 from vmm.exits import End, Stop
@@ -80,7 +80,7 @@ class Vm:
         *,
         memory_mib: int = 128,
         options: Options | None = None,
-        disks: Sequence[Disk] = (),
+        disks: Sequence[Storage] = (),
         console: Console | None = None,
         time_source: Callable[[], int] | None = None,
         icount: bool = False,

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+from typing import NamedTuple, Protocol
 
 from vmm.errors import InputError
 
@@ -16,6 +17,35 @@ SECTOR = 512
 
 class DiskError(Exception):
     """The host could not do it (an I/O error, a full disk, a file cut short): the drive's controller reports an error to the guest."""
+
+
+class Point(NamedTuple):
+    """A moment of a disk that can be gone back to: an image that is only read (length 0), or an overlay whose log was so long."""
+
+    path: str
+    length: int
+
+
+class Storage(Protocol):
+    """What a drive keeps its sectors in: `sectors` of 512 bytes. read, write and flush raise DiskError."""
+
+    path: str
+
+    @property
+    def sectors(self) -> int: ...
+
+    @property
+    def read_only(self) -> bool: ...
+
+    def read(self, lba: int, count: int) -> bytes: ...
+
+    def write(self, lba: int, data: bytes | bytearray | memoryview) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def point(self) -> Point: ...
+
+    def close(self) -> None: ...
 
 
 class Disk:
@@ -29,9 +59,9 @@ class Disk:
         locked by another, or has a size that is not a whole number of sectors, at least one."""
         self.path = path
         self.read_only = read_only
-        self._file = _open(path, read_only)
+        self._file = open_file(path, read_only)
         try:
-            _lock(path, self._file, read_only)
+            lock_file(path, self._file, read_only)
             self.sectors = _sectors(path, self._file)
         except InputError:
             self.close()
@@ -71,6 +101,12 @@ class Disk:
             if error.errno not in (errno.EINVAL, errno.EROFS):
                 raise DiskError(f"{self.path}: {error.strerror}") from error
 
+    def point(self) -> Point:
+        """This moment. Raises DiskError for an image that is written in place: there is no way back to it."""
+        if not self.read_only:
+            raise DiskError(f"{self.path}: is written in place: put an overlay on it")
+        return Point(self.path, 0)
+
     def close(self) -> None:
         """Let go of the file and its lock; twice is the same as once. Every later access is a DiskError."""
         if self._file >= 0:
@@ -88,7 +124,8 @@ class Disk:
             raise DiskError(f"{self.path}: {error.strerror}") from error
 
 
-def _open(path: str, read_only: bool) -> int:
+def open_file(path: str, read_only: bool) -> int:
+    """A descriptor of a regular file. Raises InputError."""
     try:
         # Asked before opening: to open a FIFO waits, and to open a device can do things.
         mode = os.stat(path).st_mode
@@ -103,7 +140,8 @@ def _open(path: str, read_only: bool) -> int:
         raise InputError(f"{path!r}: not a file name") from None
 
 
-def _lock(path: str, file: int, read_only: bool) -> None:
+def lock_file(path: str, file: int, read_only: bool) -> None:
+    """Locks an open file against other VMs: those that write against all, those that read against those that write. Raises InputError."""
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:

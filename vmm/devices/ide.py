@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vmm.bus import Access
-from vmm.devices.disk import SECTOR, Disk, DiskError
+from vmm.devices.disk import SECTOR, DiskError, Storage
 
 MODEL = "VMM VIRTUAL DISK"
 FIRMWARE = "1.0"
@@ -108,7 +108,7 @@ EXT, MULTIPLE = 1, 2
 class Drive:
     """One drive. `changed` is called whenever `intrq` has changed. A command takes no time: BSY shows only while a reset is held."""
 
-    def __init__(self, disk: Disk, slot: int, changed: Callable[[], None]) -> None:
+    def __init__(self, disk: Storage, slot: int, changed: Callable[[], None]) -> None:
         """`slot` is 0 for a master and 1 for a slave. Starts as after a reset."""
         self._disk = disk
         self._changed = changed
@@ -460,7 +460,7 @@ class IdeChannel:
     """One channel. `commands` has 8 registers, of which the first (data) takes 2 and 4 bytes at once: attach it with `widest=4`.
     `control` has one: alternate status and device control. `irq` is told the level of INTRQ."""
 
-    def __init__(self, irq: Callable[[bool], None], master: Disk | None, slave: Disk | None) -> None:
+    def __init__(self, irq: Callable[[bool], None], master: Storage | None, slave: Storage | None) -> None:
         self._irq = irq
         self.drives = tuple(Drive(disk, slot, self._update) if disk is not None else None for slot, disk in enumerate((master, slave)))
         self.selected = 0

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from vmm.devices.disk import SECTOR, Disk, DiskError
+from vmm.devices.disk import SECTOR, DiskError, Storage
 from vmm.devices.xen_store import XenStore
 
 Access = Callable[[int, bool], memoryview | None]
@@ -34,7 +34,7 @@ _FIRST_DEVICE, _DEVICE_STEP = 51712, 16  # xvda, xvdb, ...
 class XenBlock:
     """Disk `number` of the guest whose store it is; `access` and `bind` reach its memory and event channels."""
 
-    def __init__(self, disk: Disk, number: int, store: XenStore, access: Access, bind: Bind) -> None:
+    def __init__(self, disk: Storage, number: int, store: XenStore, access: Access, bind: Bind) -> None:
         self.disk, self.store, self.access, self.bind = disk, store, access, bind
         device = _FIRST_DEVICE + _DEVICE_STEP * number
         self.front, self.back = f"{store.home}/device/vbd/{device}", f"/local/domain/0/backend/vbd/1/{device}"

@@ -6,11 +6,14 @@ half of their state is the domain's. Knows no file.
 
 from __future__ import annotations
 
+import os
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm.boot.symbols import Symbols
+from vmm.devices.disk import DiskError, Point, Storage
+from vmm.devices.overlay import Overlay
 from vmm.errors import InputError
 from vmm.snapshot import cpu, devices
 from vmm.snapshot.cpu import CpuState
@@ -32,7 +35,8 @@ class Snapshot:
 
     identity: 128 bits of chance, as hexadecimal text. parent: the snapshot that this one tells the changes from; None: it tells all. frames: guest
     frames by number; those that neither it nor a parent has are zero. now: virtual time in nanoseconds. retired: instructions, where they were
-    counted. kind: what kind of image the guest was loaded from. kernel: its name, for people.
+    counted. kind: what kind of image the guest was loaded from. kernel: its name, for people. backend: what it ran under. counted: whether
+    virtual time was the number of instructions. disks: where each disk stood.
     """
 
     identity: str
@@ -40,11 +44,14 @@ class Snapshot:
     memory_size: int
     kind: str
     kernel: str
+    backend: str
+    counted: bool
     now: int
     retired: int
     cpu: CpuState
     devices: DeviceState
     frames: dict[int, bytes]
+    disks: tuple[Point, ...] = ()
 
     def memory(self) -> dict[int, bytes]:
         """All frames that are not zero, whichever snapshot of the chain tells of them."""
@@ -70,12 +77,28 @@ def take(vm: Vm, frames: dict[int, bytes], parent: Snapshot | None = None) -> Sn
         memory_size=vm.memory_size,
         kind=vm.start.kind,
         kernel=vm.start.symbols.source,
+        backend=vm.options.backend,
+        counted=vm.icount is not None,
         now=vm.clock.now(),
         retired=vm.icount.total() if vm.icount else 0,
         cpu=cpu.save(vm),
         devices=devices.save(vm.board),
         frames=frames,
+        disks=_points(vm),
     )
+
+
+def below(disk: Storage) -> Point:
+    """The point that a disk starts from: what a fresh overlay was laid on."""
+    point = disk.origin if isinstance(disk, Overlay) and not disk.written else Point(disk.path, 0)
+    return Point(os.path.realpath(point.path), point.length)
+
+
+def _points(vm: Vm) -> tuple[Point, ...]:
+    try:
+        return tuple(disk.point() for disk in vm.disks)
+    except DiskError as error:
+        raise InputError(f"snapshot: {error}") from None
 
 
 def restore(vm: Vm, snapshot: Snapshot) -> None:
@@ -84,6 +107,8 @@ def restore(vm: Vm, snapshot: Snapshot) -> None:
         raise InputError("--restore: not under --backend pv")
     if vm.memory_size != snapshot.memory_size:
         raise InputError(f"snapshot: of a guest with {snapshot.memory_size >> 20} MiB of memory, not {vm.memory_size >> 20}")
+    if [below(disk) for disk in vm.disks] != [Point(os.path.realpath(point.path), point.length) for point in snapshot.disks]:
+        raise InputError("snapshot: its disks are not those of this VM, as they were then")
     assert vm.start is None, "something is loaded already"
     vm.memory.write(_SCRATCH, GDT)
     vm.start = Start(entry=0, kind=snapshot.kind, symbols=Symbols(snapshot.kernel), gdt_base=_SCRATCH)

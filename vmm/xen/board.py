@@ -18,7 +18,7 @@ from vmm.mmu.frames import Refused
 from vmm.start import CONSOLE_PORT, STORE_PORT
 
 if TYPE_CHECKING:
-    from vmm.devices.disk import Disk
+    from vmm.devices.disk import Storage
     from vmm.start import Domain
     from vmm.vm import Vm
     from vmm.xen.domain import XenDomain
@@ -36,7 +36,7 @@ class XenBoard:
     blocks: tuple[XenBlock, ...]
 
 
-def build_xen_board(vm: Vm, domain: XenDomain, built: Domain, disks: Sequence[Disk]) -> XenBoard:
+def build_xen_board(vm: Vm, domain: XenDomain, built: Domain, disks: Sequence[Storage]) -> XenBoard:
     """Wires the devices of a domain that is about to start."""
 
     def page(number: int) -> memoryview:
