@@ -21,13 +21,17 @@ MEMORY_MIB = 128
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A kernel and its machine. disk_bytes: size of the empty disk that it gets when no other is given; None for no disk."""
+    """A kernel and its machine. disk_bytes: size of the empty disk that it gets when no other is given; None for no disk.
+
+    platform: what a bundled kernel needs ("pc" for any file).
+    """
 
     name: str
     path: str
     memory_mib: int
     append: str
     disk_bytes: int | None
+    platform: str = "pc"
 
 
 def choose(kernel: str, memory_mib: int | None = None, append: str | None = None) -> Guest:
@@ -36,7 +40,7 @@ def choose(kernel: str, memory_mib: int | None = None, append: str | None = None
     bundled = kernels("any")
     if kernel not in bundled:
         if not os.path.lexists(kernel) and os.sep not in kernel:
-            near = _near(kernel, list(bundled if "pv" in kernel else kernels()))
+            near = _near(kernel, [name for name, guest in bundled.items() if guest.platform != "xen" or "pv" in kernel])
             raise InputError(f"{kernel or repr(kernel)}: neither a bundled kernel nor a file{near}")
         return Guest(kernel, kernel, memory_mib or MEMORY_MIB, append or "", None)
     guest = bundled[kernel]
@@ -46,6 +50,7 @@ def choose(kernel: str, memory_mib: int | None = None, append: str | None = None
         guest.memory_mib if memory_mib is None else memory_mib,
         guest.command_line if append is None else append,
         guest.disk_bytes,
+        guest.platform,
     )
 
 

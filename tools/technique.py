@@ -58,7 +58,10 @@ def _suited(kernel: str | None) -> str:
 
     if kernel is not None:
         with suppress(InputError):
-            image = read_image(choose(kernel).path, _LARGEST)
+            guest = choose(kernel)
+            if guest.platform == "pc64":
+                return "hw"
+            image = read_image(guest.path, _LARGEST)
             if has_xen_notes(image):
                 return "pv"
             if is_linux(image) or is_elf(image) and is_long(image):

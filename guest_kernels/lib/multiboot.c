@@ -9,7 +9,7 @@
 
 struct multiboot_information {
     u32 flags, mem_lower, mem_upper, boot_device;
-    const char *command_line;
+    text_address command_line;
 };
 
 /* A copy, because the loader may have put the original anywhere, also where we later map something else. */
@@ -31,7 +31,7 @@ void kernel_start(u32 magic, const void *information)
         finish();
     }
     if (info->flags & HAS_COMMAND_LINE)
-        copy_text(command_line, info->command_line, sizeof command_line);
+        copy_text(command_line, (const char *)(unsigned long)info->command_line, sizeof command_line);
     main();
     finish();
 }
