@@ -145,8 +145,8 @@ class Translation:
 
     def is_shadowed(self, guest: int) -> bool:
         """Whether no interrupt may be delivered before the instruction at a guest EIP, where a run begins."""
-        address = self.find(guest)
-        return address is not None and self.locate(address)[1] == SHADOWED
+        at = self._clean_start(guest)
+        return at is not None and self.recovery[at] == SHADOWED
 
     def unfinished(self, address: int, ecx: int) -> int:
         """How many instructions have been taken off the budget that are not done at a cache address in it, where ECX is this."""
@@ -162,11 +162,16 @@ class Translation:
         """
         if self.counters and guest not in self.counters:
             return None
+        at = self._clean_start(guest)
+        return None if at is None else self.marks[at]
+
+    def _clean_start(self, guest: int) -> int | None:
+        """Which entry of the map that is. Others may begin at the same cache address."""
         at = -1
         try:
             while True:
                 at = self.guests.index(guest, at + 1, self.body)
                 if self.recovery[at] in (CLEAN, SHADOWED) and not (self.left and self.left[at]):
-                    return self.marks[at]
+                    return at
         except ValueError:
             return None

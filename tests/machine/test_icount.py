@@ -23,7 +23,8 @@ TIMER = 0x81
 _HOOK_CODE, _BEGINS = 4, ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 
 
-def _vm(parts: dict[int, bytes], *, icount: bool = True, options: Options | None = None) -> Vm:
+def counting_vm(parts: dict[int, bytes], options: Options | None = None, *, icount: bool = True) -> Vm:
+    """A small kernel that counts its instructions, on the bare machine unless `options` say otherwise, with the local APIC at LAPIC_PAGE."""
     table = bytearray(parts[IDENTITY])
     table[LAPIC_PAGE >> 10 : (LAPIC_PAGE >> 10) + 4] = (0xFEE0001B).to_bytes(4, "little")
     return flat_vm({**parts, IDENTITY: bytes(table)}, options=options or NativeOptions(), icount=icount)
@@ -31,7 +32,7 @@ def _vm(parts: dict[int, bytes], *, icount: bool = True, options: Options | None
 
 def run_counted(parts: dict[int, bytes], options: Options) -> Vm:
     """A VM that has run to its debug exit, which reports 0."""
-    vm = _vm(parts, options=options)
+    vm = counting_vm(parts, options)
     assert finish(vm) == 0
     return vm
 
@@ -78,10 +79,10 @@ def test_counted_by_hand(name: str) -> None:
     """Between two RDTSC lie so many instructions, and the total is that of the engine's reports less the faulting ones."""
     body, expected = CASES[name]
     parts = small_kernel(f"rdtsc; mov ebp,eax; {body}; rdtsc; sub eax,ebp; mov [{LOG}],eax; {FINISH}", handlers=_HANDLERS)
-    vm = _vm(parts)
+    vm = counting_vm(parts)
     assert finish(vm) == 0
     assert words(vm, LOG, 1) == [NANOSECONDS * (2 + expected)]
-    again = _vm(parts, icount=False)
+    again = counting_vm(parts, icount=False)
     again.machine.count_instructions()  # no kicks: while one is pending the engine reports nothing
     begun: list[int] = []
     callback = _BEGINS(lambda handle, address, size, data: begun.append(address))
@@ -97,7 +98,7 @@ def test_user_mode_and_a_refused_port() -> None:
     """A system call and IRET count one each; a port access that is not allowed counts none, nor what ran before it was taken back."""
     user = "rdtsc; mov ebp,eax; int 0x80; nop; in al,0x60; nop; nop; rdtsc; sub eax,ebp; int 0x82"
     handlers = {0x80: "nop; .byte 0xcf", 13: "add esp,4; add dword ptr [esp],2; .byte 0xcf", 0x82: f"mov ss:[{LOG}],eax; {FINISH}"}
-    vm = _vm(small_kernel(TO_USER, user=user, handlers=handlers))
+    vm = counting_vm(small_kernel(TO_USER, user=user, handlers=handlers))
     assert finish(vm) == 0
     assert words(vm, LOG, 1) == [NANOSECONDS * (2 + 3 + 1 + 3 + 2)]
 
@@ -107,7 +108,7 @@ def test_a_timer_interrupts_at_its_instruction(after: int) -> None:
     """The local APIC's timer, set by an instruction, interrupts behind exactly so many instructions, that one included; or one later, behind it."""
     arm = f"mov dword ptr [{LAPIC_PAGE + 0x3E0}],0xb; mov dword ptr [{LAPIC_PAGE + 0x320}],{TIMER}"
     body = f"{arm}; xor ecx,ecx; sti; nop; mov dword ptr [{LAPIC_PAGE + 0x380}],{NANOSECONDS * after}; l: inc ecx; jmp l"
-    vm = _vm(small_kernel(body, handlers={TIMER: f"mov [{LOG}],ecx; pop dword ptr [{LOG + 4}]; {FINISH}"}))
+    vm = counting_vm(small_kernel(body, handlers={TIMER: f"mov [{LOG}],ecx; pop dword ptr [{LOG + 4}]; {FINISH}"}))
     assert finish(vm) == 0
     rounds, eip = words(vm, LOG, 2)
     loop = ENTRY + len(assemble_head(body))
@@ -124,7 +125,7 @@ def test_a_timer_waits_for_the_interrupt_flag_and_its_shadow(shadow: int) -> Non
     """What is due while IF is clear comes behind STI's shadow."""
     arm = f"mov dword ptr [{LAPIC_PAGE + 0x3E0}],0xb; mov dword ptr [{LAPIC_PAGE + 0x320}],{TIMER}; mov dword ptr [{LAPIC_PAGE + 0x380}],40"
     body = f"{arm}; xor ecx,ecx; {'nop; ' * 8} {'nop; ' * shadow} sti; inc ecx; inc ecx; l: jmp l"
-    vm = _vm(small_kernel(body, handlers={TIMER: f"mov [{LOG}],ecx; {FINISH}"}))
+    vm = counting_vm(small_kernel(body, handlers={TIMER: f"mov [{LOG}],ecx; {FINISH}"}))
     assert finish(vm) == 0
     assert words(vm, LOG, 1) == [1]
 
@@ -134,7 +135,7 @@ def test_a_timer_interrupts_between_iterations() -> None:
     arm = f"mov dword ptr [{LAPIC_PAGE + 0x3E0}],0xb; mov dword ptr [{LAPIC_PAGE + 0x320}],{TIMER}"
     start = f"mov ecx,1000; mov edi,{LOG + 64}; mov al,7; sti; nop; mov dword ptr [{LAPIC_PAGE + 0x380}],{NANOSECONDS * 301}"
     parts = small_kernel(f"{arm}; {start}; {_REP}0xaa; {FINISH}", handlers={TIMER: f"mov ss:[{LOG}],ecx; .byte 0xcf"})
-    vm = _vm(parts)
+    vm = counting_vm(parts)
     assert finish(vm) == 0
     assert words(vm, LOG, 1) == [700]
     assert set(vm.memory.read(LOG + 64, 1000)) == {7}
@@ -143,7 +144,7 @@ def test_a_timer_interrupts_between_iterations() -> None:
 def test_hlt_jumps_to_what_is_due_next() -> None:
     """A guest that waits an hour of virtual time for its timer has waited it at once."""
     arm = f"mov dword ptr [{LAPIC_PAGE + 0x3E0}],0xa; mov dword ptr [{LAPIC_PAGE + 0x320}],{TIMER}; mov dword ptr [{LAPIC_PAGE + 0x380}],0x80000000"
-    vm = _vm(small_kernel(f"{arm}; sti; l: hlt; jmp l", handlers={TIMER: f"rdtsc; mov [{LOG}],edx; {FINISH}"}))
+    vm = counting_vm(small_kernel(f"{arm}; sti; l: hlt; jmp l", handlers={TIMER: f"rdtsc; mov [{LOG}],edx; {FINISH}"}))
     assert finish(vm, 5) == 0
     assert words(vm, LOG, 1) == [0x80000000 * 128 >> 32]
 
@@ -205,7 +206,7 @@ def test_a_back_end_that_does_not_count_refuses() -> None:
 )
 def test_what_is_counted_against_the_rule(body: str, counted: int, rule: int) -> None:
     """The quirk: the engine begins a store anew that changes its own block, and ends a REP without another look at the count when it steps."""
-    vm = _vm(small_kernel(f"rdtsc; mov ebp,eax; {body}; rdtsc; sub eax,ebp; mov [{LOG}],eax; {FINISH}"))
+    vm = counting_vm(small_kernel(f"rdtsc; mov ebp,eax; {body}; rdtsc; sub eax,ebp; mov [{LOG}],eax; {FINISH}"))
     assert finish(vm) == 0
     assert words(vm, LOG, 1) == [NANOSECONDS * (2 + counted)]
     assert counted != rule

@@ -48,9 +48,19 @@ class Count:
                 self._repeats = bool(vm.vcpu.register(1) & (0xFFFF if narrow else 0xFFFFFFFF))
                 self._compares = 0xF3 in instruction.raw[: instruction.at - 1] if instruction.opcode in _COMPARES else None
 
-    def ran(self, vm: Vm) -> None:
-        """It has run, or one iteration of it: the last one counts for the instruction's end too, unless a comparison ended it early."""
+    def ran(self, vm: Vm, *, interruptible: bool) -> bool:
+        """It has run, or one iteration of it; whether it is done. The end of one that no comparison ended counts too.
+
+        interruptible: something may come between its last iteration and its end. The CPU then stands at it again, with ECX 0.
+        """
         vcpu = vm.vcpu
         self.retired += 1
-        if self._repeats and vcpu.state[Cpu.EIP] != vcpu.eip:
-            self.retired += self._compares is None or bool(vcpu.flags() & Flag.ZF) == self._compares
+        if not self._repeats:
+            return True
+        done: bool = vcpu.state[Cpu.EIP] != vcpu.eip
+        if done and (self._compares is None or bool(vcpu.flags() & Flag.ZF) == self._compares):
+            if interruptible and (self.is_due or vm.board.interrupts.asserted):
+                vcpu.state[Cpu.EIP] = vcpu.eip
+                return False
+            self.retired += 1
+        return done

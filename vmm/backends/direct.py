@@ -58,6 +58,7 @@ class DirectExecution:
         self.after_step: Callable[[bool], None] | None = None
         self._debug_trap = False  # the guest's own TF was set when the instruction that is being stepped began
         self._forced = False  # the physical TF is not the guest's now
+        self._shadowed = False  # no interrupt before the instruction that is being stepped is done
         self._loaded: tuple[Segment, Segment, int] | None = None  # CS, SS and CPL that the CPU has been given, while stepping
         self._rows: tuple[dict[bytes, Row | None], dict[bytes, Row | None]] = {}, {}  # bytes at EIP to row, in 16- and 32-bit code
         self.count = Count()
@@ -167,7 +168,7 @@ class DirectExecution:
                     continue
             if counting and self.count.is_due and self.after_step is None:
                 break
-            vcpu.inhibited = False
+            self._shadowed, vcpu.inhibited = vcpu.inhibited, False
             try:
                 exit_ = self._look() if self.stepping or self.after_step is not None else None
                 if exit_ is None or not self._emulates(exit_.row):
@@ -352,7 +353,7 @@ class DirectExecution:
         self.stats.architectural["single step"] += 1
         if self.after_step is None and not self._debug_trap and not vm.board.interrupts.asserted:  # most are these: 3 us each
             if vm.icount is not None:
-                count.ran(vm)
+                self._count(interruptible=True)
             vcpu.eip = self.state[Cpu.EIP]
             try:
                 code = self._code()
@@ -371,7 +372,8 @@ class DirectExecution:
         if done is not None:
             done(True)
             count.due_in(vm)
-        count.ran(vm)
+        if vm.icount is not None:
+            self._count(interruptible=not self._debug_trap)
         self._capture()
         if self._debug_trap:
             self._debug_trap = False
@@ -379,6 +381,10 @@ class DirectExecution:
                 return
         if vm.stopped is None:
             self._resume()
+
+    def _count(self, *, interruptible: bool) -> None:
+        """The shadow of STI and of loads of SS lasts as long as the instruction behind it, whose iterations run one by one."""
+        self._shadowed = self.vm.vcpu.inhibited = not self.count.ran(self.vm, interruptible=interruptible) and self._shadowed
 
     def _page_fault(self, gva: int, error: int) -> None:
         vm, user, write, fetch = self.vm, self._user(), bool(error & Fault.W), bool(error & Fault.I)

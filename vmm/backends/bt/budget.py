@@ -103,10 +103,18 @@ class Budget:
             self.retired += self._begun - now
             self._begun = now
 
-    def completed(self, more: bool = False) -> bool:
+    def cut(self, most: int) -> None:
+        """In an iteration of a repeated port access: it and those behind it may be so many; as many as there is time for at least."""
+        wanted = self._ecx() if self._repeated is not None else 0
+        if wanted >= (most := max(1, min(most, self._left()))):
+            self._cut, self._begun = True, most
+            self._kept_back += wanted - most
+            self._set_ecx(most)
+
+    def completed(self, *, more: bool = False, iterated: bool = False, waiting: bool = False) -> bool:
         """An instruction that ran by itself is behind us: counts it. False: it is to go on, since something is due between its iterations.
 
-        more: an iteration has been done, and others follow.
+        iterated: one iteration has been done; more: others follow. waiting: there is an interrupt, which may come before the instruction's end.
 
         One that ends because of what it found does so within its last iteration; one that ends because ECX is 0 counts once more for that.
         """
@@ -115,6 +123,8 @@ class Budget:
         cut_off = more or repeated is not None and self._cut and not self._ecx() and not met
         self.leave(0)
         if not cut_off and not met:
+            if iterated and (waiting or not self._left()):
+                return False
             self.retired += 1
         return not cut_off
 

@@ -24,6 +24,7 @@ from vmm.backends.shadowed import Shadowed
 from vmm.cpu_state import Cpu
 from vmm.exits import Exit, External, PageFault, Raised, Resume, Stop, Wait
 from vmm.faults import GuestFault, GuestPageFault
+from vmm.icount import MOST
 from vmm.memory import CODE, DESCRIPTORS
 from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
 from vmm.x86.descriptors import WIDE, Segment
@@ -59,6 +60,7 @@ class BinaryTranslation:
         self.rolling = False  # single-stepping out of a stub, to deliver an interrupt behind it
         self.after_step: Callable[[bool], None] | None = None
         self.trap_due = False  # the guest's TF was set when it was entered: a debug exception behind the one instruction
+        self.shadowed = False  # no interrupt before the instruction that was entered is done, all its iterations
         self.iterating = False  # translated code single-steps by the CPU: one iteration of a string instruction
         self._stepping_directly = False  # the physical TF is not the guest's, while user code is stepped
         self._loaded: tuple[GuestCode, Segment, Mode] | None = None  # whose translations the CPU is set up for, with which SS, in which mode
@@ -261,7 +263,7 @@ class BinaryTranslation:
                     if not self.handled(External()):
                         return
                     continue
-            vcpu.inhibited = False
+            self.shadowed, vcpu.inhibited = vcpu.inhibited, False
             self.trap_due = vcpu.trap_flag
             try:
                 code = self.user_code if vcpu.cpl == 3 else self.code
@@ -438,18 +440,25 @@ class BinaryTranslation:
         assert translation is not None
         instruction = translation.block.instructions[0]
         vcpu, more = self.vm.vcpu, address == translation.start
+        self.finish_step(True)
         if self.budget is not None:
-            more = not self.budget.completed(more)
+            waiting = self.vm.board.interrupts.asserted
+            more = not self.budget.completed(more=more, iterated=not self.trap_due, waiting=waiting)
+            vcpu.inhibited = self.shadowed and more
         vcpu.eip = instruction.address if more else instruction.next
         vcpu.cpl = translation.mode.cpl
         self.stepped()
 
-    def step_done(self, completed: bool) -> None:
-        """The one instruction that was entered is done, or has raised an event: what waits for that has its turn."""
+    def finish_step(self, completed: bool) -> None:
+        """The one instruction that was entered is done, or has raised an event, and is not counted yet: what waits for that has its turn."""
         self._end_iteration()
         done, self.after_step = self.after_step, None
         if done is not None:
             done(completed)
+
+    def step_done(self, completed: bool) -> None:
+        """The same, with the debug exception that follows it."""
+        self.finish_step(completed)
         if completed and self.trap_due and self.vm.stopped is None:
             self.handled(Raised(Vector.DB))
 
@@ -575,7 +584,9 @@ class BinaryTranslation:
         translation = code.cache.starting_at(address)
         if translation.single:
             budget.note_iterations()
-            return vm.board.bus.port(port, size, value)
+            result = vm.board.bus.port(port, size, value)
+            budget.cut(1 if vm.board.interrupts.asserted or vm.stopped is not None else MOST)
+            return result
         budget.leave(translation.unfinished(address, 0))
         result = vm.board.bus.port(port, size, value)
         budget.retired += 1

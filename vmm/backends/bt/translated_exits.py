@@ -133,7 +133,9 @@ class TranslatedExits:
                 self.engine.resume()
                 self._link_return(target, mode)
             case SiteKind.STEPPED:
+                self.engine.finish_step(True)
                 done = budget is None or budget.completed()
+                vcpu.inhibited = self.engine.shadowed and not done
                 vcpu.eip, vcpu.cpl = site.target if done else site.translation.block.entry, site.translation.mode.cpl
                 self.engine.stepped()
             case SiteKind.PROTECTED:
