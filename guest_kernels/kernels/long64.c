@@ -194,7 +194,6 @@ static void tick(struct trap_frame *frame)
 
 static void timer(void)
 {
-    pic_setup();
     pit_setup(TIMER_HERTZ);
     trap_set(IRQ_VECTOR(IRQ_TIMER), tick);
     pic_unmask(IRQ_TIMER);
@@ -209,6 +208,7 @@ static void timer(void)
 void main(void)
 {
     traps_setup();
+    pic_setup(); /* firmware leaves the timer on vector 8 */
     registers();
     exceptions();
     pages();
