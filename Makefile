@@ -14,7 +14,7 @@ ifdef GUESTS
 export VMM_GUESTS := $(GUESTS)
 endif
 
-.PHONY: help setup demo test check lint types unit bench fuzz isolation guests clean
+.PHONY: help setup demo test check lint types unit bench fuzz fuzz-pv isolation guests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo 'make check   ruff, mypy --strict and the unit tests: before each commit'
 	@echo 'make fuzz    generated guests on the bare machine and under bt, until Ctrl-C (FUZZ="--programs 20000" ends it)'
 	@echo 'make isolation   500 wild guests beside others on one machine'
+	@echo 'make fuzz-pv random hypercalls, and guests that make them, for an hour (FUZZ="--minutes 5": for five minutes)'
 	@echo 'make bench   the measurements behind docs/PERFORMANCE.md (XV6=DIR adds xv6)'
 	@echo 'make guests  build the bundled kernels again (needs gcc -m32)'
 	@echo 'make clean   remove .venv and all caches'
@@ -58,6 +59,9 @@ types: setup
 
 unit: setup
 	$(PY) -m pytest -q -rs -m 'not slow' $(wildcard tests/unit) tests/test_*.py
+
+fuzz-pv: setup
+	$(PY) -m tests.machine.hypercall_fuzz $(FUZZ)
 
 fuzz: setup
 	$(PY) -m tests.oracle.fuzz $(FUZZ)

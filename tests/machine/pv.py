@@ -13,6 +13,7 @@ from vmm import vm as whole
 from vmm.backends.pv import PvOptions
 from vmm.console import Console
 from vmm.exits import Stop
+from vmm.machine import Machine
 from vmm.xen.domain import XenDomain
 
 __all__ = ["BASE", "CODE", "DATA", "HANDLERS", "HYPERCALLS", "LOG", "STACK", "TABLE", "USER", "assemble"]
@@ -24,12 +25,12 @@ IRET = ".byte 0xcf"  # Keystone would give it an operand size
 _START = assemble(f"mov esp,{STACK}; mov [{INFO}],esi", CODE)
 
 
-def pv_vm(parts: Mapping[int, str | bytes], *, strict: bool = False, memory_mib: int = MEMORY_MIB, console: Console | None = None) -> whole.Vm:
+def pv_vm(parts: Mapping[int, str | bytes], *, strict: bool = False, machine: Machine | None = None, console: Console | None = None) -> whole.Vm:
     """A domain about to run the part at CODE, with ESP at STACK and the start info page's address at INFO."""
     made = dict(parts)
     made[CODE] = _START + (part if isinstance(part := parts[CODE], bytes) else assemble(part, CODE + len(_START)))
     options = PvOptions(strict=strict)
-    vm = whole.Vm(whole.machine_for(memory_mib, options), memory_mib=memory_mib, options=options, console=console)
+    vm = whole.Vm(machine or whole.machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, console=console)
     with tempfile.NamedTemporaryFile(suffix=".elf") as file:
         file.write(kernel(made))
         file.flush()

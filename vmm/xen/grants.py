@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from vmm.machine import FRAME, Machine
+from vmm.machine import FRAME, Machine, OutOfFrames
 from vmm.mmu.direct import DirectMmu
 from vmm.mmu.frames import Errno, Frames, Kind, Refused
 
@@ -48,7 +48,10 @@ class Grants:
         if count > self.most:
             return [], _GENERAL_ERROR
         while len(self.frames_used) < count:
-            (mfn,) = self.machine.allocate(1)
+            try:
+                (mfn,) = self.machine.allocate(1)
+            except OutOfFrames:
+                return [], _GENERAL_ERROR
             self.machine.clear(mfn)
             self.frames.reserve(mfn)
             self.frames_used.append(mfn)
