@@ -12,9 +12,11 @@ from tests.bench.conftest import Keep
 from tests.bench.timing import VMM, compiled_environment, cpu_seconds, in_turns
 from tests.guests.dialogue import Step, talk_to_process
 from tests.guests.initrd import READY, make_initrd
-from tests.guests.test_linux import MEMORY_MIB, OLD_PC
+from tests.guests.test_linux import BUSYBOX, MEMORY_MIB, OLD_PC
+from tests.guests.test_long import QEMU_64
 from tests.guests.test_qemu import QEMU
 from tests.machine.flat import FINISH, flat_vm
+from tests.machine.long_kernel import TO_USER, long_kernel
 from tests.machine.small_kernel import IDENTITY, small_kernel
 from tests.require import require, require_file
 from tools.fetch_guests import guest
@@ -41,17 +43,32 @@ def test_exit(row: str, body: str, keep: Keep) -> None:
     keep(row, pair.ratio, f"{pair.ours * 1e6:.1f} µs against {pair.theirs * 1e6:.2f} µs")
 
 
-@pytest.mark.parametrize("kernel", ("linux-pae", "linux"))
+def syscall_seconds(call: str) -> float:
+    """CPU seconds of one round of a loop in user code with `call` in it."""
+    user = f"mov r12d,{TIMES}; l: {call}; dec r12d; jnz l; int 0x81"
+    msrs = "mov ecx,0xc0000082; mov eax,0x150000; xor edx,edx; wrmsr; mov ecx,0xc0000084; mov eax,0x200; wrmsr"
+    parts = long_kernel(f"{msrs}; {TO_USER}", user=user, handlers={0x81: f"{FINISH}; l: jmp l"})
+    vm = flat_vm({**parts, 0x150000: b"\x48\x0f\x07"}, options=HwOptions())  # SYSRET
+    return cpu_seconds(lambda: vm.run(60)) / TIMES
+
+
+def test_syscall(keep: Keep) -> None:
+    """One round through the kernel and back, which the CPU does by itself on hardware."""
+    pair = in_turns(lambda: syscall_seconds("syscall") - syscall_seconds("nop"), callback_seconds)
+    keep("hw-syscall", pair.ratio, f"{pair.ours * 1e6:.1f} µs against {pair.theirs * 1e6:.2f} µs")
+
+
+@pytest.mark.parametrize("kernel", ("linux-pae", "linux", "linux-amd64"))
 def test_linux(kernel: str, keep: Keep, tmp_path: Path) -> None:
     """Both systems run the same kernel file, RAM disk and command line, in turns."""
     image = str(require_file(guest(kernel), "Linux (python -m tools.fetch_guests)"))
     initrd = tmp_path / "initrd.cpio"
-    initrd.write_bytes(make_initrd(require_file(guest("busybox"), "BusyBox (python -m tools.fetch_guests)").read_bytes()))
+    initrd.write_bytes(make_initrd(require_file(guest(BUSYBOX.get(kernel, "busybox")), "BusyBox (python -m tools.fetch_guests)").read_bytes()))
     common = ["-m", str(MEMORY_MIB), "-initrd", str(initrd), "-append", OLD_PC]
     environment = compiled_environment(tmp_path)
     ours = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *VMM, "run", image]
     ours += [f"-{word}" if word in ("-initrd", "-append") else word for word in common]
-    theirs = [require(QEMU), "-kernel", image, *common, "-display", "none", "-serial", "stdio", "-no-reboot"]
+    theirs = [require(QEMU_64 if kernel == "linux-amd64" else QEMU), "-kernel", image, *common, "-display", "none", "-serial", "stdio", "-no-reboot"]
 
     def seconds(command: list[str]) -> float:
         return talk_to_process(command, (Step(READY),), 120)[1].cpu[0]

@@ -43,6 +43,8 @@ ROWS: dict[str, Row] = {
     "pv-rings": Row("system calls and batched page-table updates under pv", "the same under bt", 0.6),
     "linux-pae": Row("Linux with PAE to its shell under hw, CPU time of the whole process", "`qemu-system-i386` (TCG)", 1.3),
     "linux": Row("Linux without PAE, the same", "`qemu-system-i386` (TCG)", 3),
+    "linux-amd64": Row("Linux for amd64, the same", "`qemu-system-x86_64` (TCG)", 1.5),
+    "hw-syscall": Row("SYSCALL and SYSRET of a 64-bit guest's users", "empty callbacks", 15),
     "hw-cpuid": Row("an exit that is handled and resumed (CPUID) under hw", "an empty `UC_HOOK_INTR` callback", 4),
     "hw-port": Row("a port access", "such a callback", 3),
     "hw-interrupt": Row("an interrupt asked for, delivered to a handler, ended and returned from; the goal is 15", "such a callback", 40),

@@ -72,8 +72,8 @@ def test_shell(kernel: str, tmp_path: Path) -> None:
         ("i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; echo counted $i", "counted 3000"),
         ("seq 1 200 | while read n; do echo $n; done | tail -n 1 | cat", "\n200"),
         ("grep name /proc/cpuinfo", "VMM virtual CPU"),
-        ("sleep 0; echo before", "\nbefore"),
-        ("sleep 1; echo behind", "\nbehind"),
+        ("sleep 0; echo be''fore", "\nbefore"),  # the words are not typed as they are printed: a line's echo may be broken anywhere
+        ("sleep 1; echo be''hind", "\nbehind"),
     )
     answers = [command + "\n" for command, _ in commands] + ["reboot -f\n"]
     waits = [wait for _, wait in commands]

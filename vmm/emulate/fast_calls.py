@@ -12,19 +12,16 @@ from vmm.cpuid import LSTAR, SFMASK, STAR, SYSENTER_CS, SYSENTER_EIP, SYSENTER_E
 from vmm.emulate.routine import JUMPED, Result, privileged
 from vmm.faults import GuestFault
 from vmm.x86.bits import Efer, Flag, Vector
-from vmm.x86.descriptors import FLAT_CODE, FLAT_DATA, LONG_CODE, WIDE, Segment, with_dpl
+from vmm.x86.descriptors import FLAT_CODE, FLAT_CODE_64, FLAT_DATA, Segment, with_dpl
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
 
-_FLAT_CODE_64 = FLAT_CODE & ~WIDE | LONG_CODE
-
-
 def _enter(vm: Vm, cpl: int, selector: int, *, long: bool = False) -> None:
     """Flat CS and, in the next entry, SS: what the descriptor tables say of them is not looked at. long: 64-bit code."""
     vcpu = vm.vcpu
-    vcpu.cs = Segment(selector & 0xFFFC | cpl, 0, 0xFFFFFFFF, with_dpl(_FLAT_CODE_64 if long else FLAT_CODE, cpl))
+    vcpu.cs = Segment(selector & 0xFFFC | cpl, 0, 0xFFFFFFFF, with_dpl(FLAT_CODE_64 if long else FLAT_CODE, cpl))
     vcpu.ss = Segment(selector + 8 & 0xFFFC | cpl, 0, 0xFFFFFFFF, with_dpl(FLAT_DATA, cpl))
     vcpu.cpl = cpl
 

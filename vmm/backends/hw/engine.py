@@ -407,6 +407,8 @@ class Hardware:
 
     def _on_fast_call(self) -> int:
         """SYSENTER, and SYSCALL, which only 64-bit code has. Returns the instruction's size."""
+        if self.vcpu.code_64 and self.instructions.syscall():
+            return 2
         self.synchronize()
         instruction = instruction_at(self.vm)
         if instruction is None:
