@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tools.vms.cli import add_commands
 from vmm.errors import InputError
 
 BAD_INPUT, OUR_FAULT, BROKEN_PIPE = 2, 70, 141
@@ -251,6 +252,9 @@ def new(folder: Annotated[str, typer.Argument(metavar="DIR", help="A new or empt
 
     for path in write_starter(folder):
         print(path)
+
+
+add_commands(app)
 
 
 def status(arguments: Sequence[str] | None = None) -> int:

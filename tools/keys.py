@@ -10,6 +10,7 @@ from enum import Enum, auto
 ESCAPE = 0x01
 HELP = """
 Ctrl-A x   end the run
+Ctrl-A d   detach, where the terminal is attached to a VM
 Ctrl-A a   send Ctrl-A to the guest
 Ctrl-A c   send Ctrl-C to the guest
 Ctrl-A n   of several guests, type to the next one
@@ -24,9 +25,10 @@ class Command(Enum):
     QUIT = auto()
     NEXT = auto()
     HELP = auto()
+    DETACH = auto()
 
 
-_COMMANDS = {"x": Command.QUIT, "n": Command.NEXT, "h": Command.HELP, "?": Command.HELP}
+_COMMANDS = {"x": Command.QUIT, "n": Command.NEXT, "h": Command.HELP, "d": Command.DETACH, "?": Command.HELP}
 _SENT = {"a": b"\x01", "c": b"\x03", "\x01": b"\x01"}
 
 

@@ -140,6 +140,11 @@ def writable(path: str) -> str:
     return path
 
 
+def size(option: str, text: str) -> int:
+    """Bytes from "64M", "1G" or a plain number of bytes."""
+    return _size(option, text, "")
+
+
 def _size(option: str, text: str, plain: str) -> int:
     """Bytes; a number without a unit has unit `plain`."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M", "G") else (text, plain)

@@ -14,7 +14,7 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -83,14 +83,7 @@ class Terminal:
 
     def _make_raw(self, descriptor: int) -> None:
         """Every key comes at once and unechoed, except that Ctrl-C stays a signal; output is still cooked: kernels print bare newlines."""
-        self._saved = termios.tcgetattr(descriptor)
-        mode = termios.tcgetattr(descriptor)
-        mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INLCR | termios.IGNCR | termios.INPCK | termios.ISTRIP | termios.IXON)
-        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
-        keys = mode[6]
-        keys[termios.VMIN], keys[termios.VTIME] = 1, 0
-        keys[termios.VQUIT] = keys[termios.VSUSP] = os.fpathconf(descriptor, "PC_VDISABLE").to_bytes(1, "little")
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, mode)
+        self._saved = make_raw(descriptor)
 
     # -- the life of a run ---------------------------------------------------------------------------------------------------------
 
@@ -179,6 +172,8 @@ class Terminal:
                 self.on_next()
             case Command.HELP:
                 print(HELP, file=sys.stderr, flush=True)
+            case Command.DETACH:
+                pass  # there is nothing to go back to
 
     def _quit(self, reason: str) -> None:
         self.on_quit(Stop(End.QUIT, reason))
@@ -235,6 +230,32 @@ class Terminal:
                 self.failure = error
                 self._quit(f"standard output: {(error.strerror or str(error)).lower()}")
         self._out.clear()
+
+
+def make_raw(descriptor: int) -> list[int | list[bytes | int]]:
+    """Makes a terminal raw, but for Ctrl-C and for output; returns its mode before."""
+    before: list[int | list[bytes | int]] = termios.tcgetattr(descriptor)
+    mode = termios.tcgetattr(descriptor)
+    mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INLCR | termios.IGNCR | termios.INPCK | termios.ISTRIP | termios.IXON)
+    mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
+    keys = mode[6]
+    keys[termios.VMIN], keys[termios.VTIME] = 1, 0
+    keys[termios.VQUIT] = keys[termios.VSUSP] = os.fpathconf(descriptor, "PC_VDISABLE").to_bytes(1, "little")
+    termios.tcsetattr(descriptor, termios.TCSADRAIN, mode)
+    return before
+
+
+@contextlib.contextmanager
+def raw_terminal(descriptor: int) -> Iterator[bool]:
+    """Around a use of a descriptor that is made raw if it is a terminal: whether it is."""
+    if not _is_tty(descriptor):
+        yield False
+        return
+    before = make_raw(descriptor)
+    try:
+        yield True
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 def _write(descriptor: int, data: bytes | bytearray) -> None:

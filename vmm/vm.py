@@ -147,8 +147,8 @@ class Vm:
     # -- snapshots -------------------------------------------------------------------------------------------------------------
 
     def snapshot(self, parent: Snapshot | None = None) -> Snapshot:
-        """All of the guest at this moment, between two runs; the VM can go on. parent: an earlier one, from which the new one tells the changes only.
-        Raises InputError for a guest that has none, or has ended.
+        """All of the guest at this moment, between two runs; the VM can go on. parent: an earlier one, of which the new one tells the changes; if
+        this VM took it last, or was made of it, its frames are of no account. Raises InputError for a guest that has none, or has ended.
         """
         from vmm.snapshot import Watch, take  # only these VMs need it
 
@@ -172,9 +172,11 @@ class Vm:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Instead of `load`: makes this VM the guest of a snapshot. Raises InputError when it is of another machine."""
-        from vmm.snapshot import restore  # only these VMs need it
+        from vmm.snapshot import Watch, restore  # only these VMs need it
 
-        restore(self, snapshot)
+        frames = snapshot.memory()
+        restore(self, snapshot, frames)
+        self._watch = snapshot.identity, Watch(self.memory, frames)
 
     # -- running ---------------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,8 +102,8 @@ def _points(vm: Vm) -> tuple[Point, ...]:
         raise InputError(f"snapshot: {error}") from None
 
 
-def restore(vm: Vm, snapshot: Snapshot) -> None:
-    """Makes a VM that was built alike, and into which nothing was loaded, the guest of a snapshot. Raises InputError when it cannot be."""
+def restore(vm: Vm, snapshot: Snapshot, frames: Mapping[int, bytes]) -> None:
+    """Makes a VM that was built alike, with nothing in it, the guest of a snapshot with these frames. Raises InputError when it cannot be."""
     if vm.domain is not None:
         raise InputError("--restore: not under --backend pv")
     if vm.memory_size != snapshot.memory_size:
@@ -114,7 +115,7 @@ def restore(vm: Vm, snapshot: Snapshot) -> None:
     vm.start = Start(entry=0, kind=snapshot.kind, symbols=Symbols(snapshot.kernel), gdt_base=_SCRATCH)
     vm.backend.start(vm.start)
     clear(vm.memory)
-    fill(vm.memory, snapshot.memory())
+    fill(vm.memory, frames)
     if vm.icount:
         vm.icount.go_on_from(snapshot.now, snapshot.retired)
     else:

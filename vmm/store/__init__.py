@@ -1,0 +1,1 @@
+"""A VM as files: its directory with a configuration, disks, snapshots and a log."""
