@@ -49,7 +49,7 @@ class Monitor:
         try:
             try:
                 outcome = self._dispatch(exit_)
-                self.completed = isinstance(exit_, Sensitive | SoftwareInterrupt)
+                self.completed = isinstance(exit_, Sensitive | SoftwareInterrupt | Privileged)
                 return outcome
             except GuestFault as fault:
                 self._inject(fault)

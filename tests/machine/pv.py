@@ -11,7 +11,6 @@ from tests.assembly import assemble
 from tests.xen_kernel import BASE, CODE, DATA, HANDLERS, HYPERCALLS, LOG, STACK, TABLE, USER, kernel
 from vmm import vm as whole
 from vmm.backends.pv import PvOptions
-from vmm.console import Console
 from vmm.exits import Stop
 from vmm.machine import Machine
 from vmm.xen.domain import XenDomain
@@ -25,12 +24,12 @@ IRET = ".byte 0xcf"  # Keystone would give it an operand size
 _START = assemble(f"mov esp,{STACK}; mov [{INFO}],esi", CODE)
 
 
-def pv_vm(parts: Mapping[int, str | bytes], *, strict: bool = False, machine: Machine | None = None, console: Console | None = None) -> whole.Vm:
+def pv_vm(parts: Mapping[int, str | bytes], *, strict: bool = False, machine: Machine | None = None, icount: bool = False) -> whole.Vm:
     """A domain about to run the part at CODE, with ESP at STACK and the start info page's address at INFO."""
     made = dict(parts)
     made[CODE] = _START + (part if isinstance(part := parts[CODE], bytes) else assemble(part, CODE + len(_START)))
     options = PvOptions(strict=strict)
-    vm = whole.Vm(machine or whole.machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, console=console)
+    vm = whole.Vm(machine or whole.machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, icount=icount)
     with tempfile.NamedTemporaryFile(suffix=".elf") as file:
         file.write(kernel(made))
         file.flush()
@@ -44,9 +43,9 @@ def domain_of(vm: whole.Vm) -> XenDomain:
     return vm.domain
 
 
-def run(parts: Mapping[int, str | bytes], *, strict: bool = False) -> whole.Vm:
+def run(parts: Mapping[int, str | bytes], *, strict: bool = False, icount: bool = False) -> whole.Vm:
     """Runs a guest to its power off. Fails with the reason for any other end."""
-    vm = pv_vm(parts, strict=strict)
+    vm = pv_vm(parts, strict=strict, icount=icount)
     stop = vm.run(20)
     assert stop.reason == "power off by the guest (sched_op)", describe(vm, stop)
     return vm

@@ -342,7 +342,7 @@ def test_code_through_a_read_only_alias() -> None:
     assert log(vm, 1) == [sum(range(1, 9))]
 
 
-def _leaf_table() -> int:
+def leaf_table() -> int:
     """Where a guest sees its table for the first 2 MiB: as every page table, mapped read-only."""
     start = pv_vm({CODE: "nop"}).start
     assert start is not None and start.domain is not None
@@ -363,7 +363,7 @@ def test_stores_into_page_tables(name: str) -> None:
     """Any instruction that stores a valid entry into a lowest-level table does it; the new mapping is there at once behind a flush."""
     page = 0x30
     entry = f"mov ecx,[{INFO}]; mov ecx,[ecx+68]; mov ecx,[ecx+{4 * page_of(DATA)}]; shl ecx,12; or ecx,0x63"
-    code = f"{entry}; mov ebx,{_leaf_table() + 8 * page}; {_STORES[name]}; {call(26, TABLE, 1, 0, 0x7FF0)}"
+    code = f"{entry}; mov ebx,{leaf_table() + 8 * page}; {_STORES[name]}; {call(26, TABLE, 1, 0, 0x7FF0)}"
     vm = run({CODE: f"{code}; mov eax,[{BASE + page * 0x1000}]; mov [{LOG}],eax; {FINISH}", TABLE: struct.pack("<3I", 6, 0, 0),
               DATA: struct.pack("<I", 0x600DF00D)}, strict=True)
     assert log(vm, 1) == [0x600DF00D]
@@ -372,7 +372,7 @@ def test_stores_into_page_tables(name: str) -> None:
 
 def test_a_store_of_an_invalid_entry_is_a_page_fault() -> None:
     """At the instruction, which has had no effect, registers included; with TF no debug exception follows it, but one does follow a valid store."""
-    at = _leaf_table() + 8 * 0x30
+    at = leaf_table() + 8 * 0x30
     trap_flag = "pushfd; or dword ptr [esp],0x100; popfd"
     code = f"mov ebx,{at}; mov ecx,0x7fffff03; {trap_flag}; xchg [ebx],ecx; nop; mov dword ptr [{LOG + 40}],1; {FINISH}"
     vm = run({

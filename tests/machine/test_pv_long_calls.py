@@ -31,7 +31,7 @@ def _updates(vm: Vm, number: int) -> bytes:
 def test_a_guest_cannot_tell(every: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates, requests about tables and a multicall of both give the same results and the same tables, however often they are given up."""
     asked = count(1)
-    monkeypatch.setattr(batches, "overdue", lambda end: every is not None and next(asked) % every == 0)
+    monkeypatch.setattr(batches, "overdue", lambda domain, end: every is not None and next(asked) % every == 0)
     monkeypatch.setattr("vmm.xen.hypercalls.overdue", batches.overdue)
     calls = [(1, _REQUESTS, 40, LOG + 32, 0x7FF0), *[(17, 0)] * 40, (99,), (26, _REQUESTS + 0x1000, 5, LOG + 36, 0x7FF0), (23,), (13, 0, 0)]
     code = f"{call(1, _REQUESTS, 40, LOG + 16, 0x7FF0, log_at=0)}; {call(26, _REQUESTS + 0x1000, 5, LOG + 20, 0x7FF0, log_at=1)}"

@@ -62,6 +62,9 @@ def load_domain(
     if len(command_line) >= _COMMAND_LINE or b"\0" in command_line:
         raise InputError(f"--append: longer than the {_COMMAND_LINE - 1} bytes that the start info page has room for, or with a NUL in it")
     pieces, kernel_end = _kernel(path, parsed, image, notes, memory.size)
+    entry = parsed.entry if notes.entry is None else notes.entry
+    if not 0 <= entry - notes.virt_base < kernel_end:
+        raise InputError(f"{path}: bad Xen note: the entry {entry:#x} lies outside the kernel")
     plan = _plan(path, kernel_end, len(module), memory.size, notes.virt_base)
     for gpa, data, size in pieces:
         memory.write(gpa, data + bytes(size - len(data)))
@@ -80,7 +83,7 @@ def load_domain(
     )
     ranges = [Range(segment.vaddr, segment.paddr - notes.paddr_offset, segment.memsz) for segment in parsed.segments]
     return Start(
-        entry=parsed.entry if notes.entry is None else notes.entry,
+        entry=entry,
         kind="xen",
         symbols=Symbols(path, *elf.symbol_table(parsed, image), ranges),
         gdt_base=0,

@@ -31,12 +31,15 @@ _READ_ONLY: Final = 0x61 | Pte.NX  # a page of the VMM's that the guest's kernel
 
 
 class DirectMmu:
-    """Direct paging of one guest. fills: entries validated. lenient: plain stores into directories in use are emulated as into lower tables."""
+    """Direct paging of one guest. lenient: plain stores into directories in use are emulated as into lower tables.
+
+    fills, dropped: entries that were validated, and those of tables that are none any more.
+    """
 
     def __init__(self, machine: Machine, frames: Frames, host: HostSpace, visible: list[int]) -> None:
         """visible: frames that the guest's kernel may read from VMM_START on."""
         self.machine, self.frames, self.host, self.quads = machine, frames, host, machine.quads
-        self.fills = 0
+        self.fills = self.dropped = 0
         self.lenient = True
         self.base = -1  # the top-level table in use
         self.directories = [-1, -1, -1, -1]  # quads index of each directory in use, -1 for none
@@ -107,6 +110,7 @@ class DirectMmu:
         kind = frames.kind[mfn]
         if frames.typed[mfn] == 1:
             self._drop_entries(mfn, kind)
+            self.dropped += 512
         frames.drop_type(mfn)
 
     def pin(self, mfn: int, kind: int) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DOMID_SELF: Final = 0x7FF0
 OWN_ID: Final = 1
 _MOST: Final = 65536  # pages that one call deals with
+_PAGE: Final = 8  # work for a page, in page-table entries
 _UPDATE: Final = struct.Struct("<2Q")
 _EXTENDED: Final = struct.Struct("<3I")
 _FLUSH: Final = 3  # bits of update_va_mapping's flags that ask for any flush
@@ -154,6 +155,7 @@ def _reservation(domain: XenDomain, command: int, request: int) -> int:
     check_self(domid & 0xFFFF)
     if order:
         raise Refused(Errno.PERM, "memory in larger pieces than pages")
+    domain.work += _PAGE * min(count, _MOST)
     for n in range(min(count, _MOST)):
         try:
             if command == 1:
@@ -190,6 +192,7 @@ def _exchange(domain: XenDomain, request: int) -> int:
         raise Refused(Errno.PERM, "memory in larger pieces than pages")
     if count != new_count or done > count:
         raise Refused(Errno.INVAL, "an exchange of unlike amounts of memory")
+    domain.work += _PAGE * min(count, _MOST)
     for n in range(done, min(count, _MOST)):
         (mfn,), (page,) = arguments.words(given + 4 * n, 1), arguments.words(wanted + 4 * n, 1)
         frames.give_up_unused(mfn)

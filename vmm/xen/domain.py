@@ -10,9 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from vmm.clock import Alarm
+from vmm.clock import SECOND, Alarm
 from vmm.cpu_state import Cpu
 from vmm.exits import RESUME, WAIT, Outcome
+from vmm.icount import DATE
 from vmm.machine import FRAME
 from vmm.mmu.direct import DirectMmu
 from vmm.mmu.frames import Frames, Kind, Refused
@@ -71,6 +72,8 @@ class XenDomain:
         self._behind = False  # there is something to do behind this hypercall:
         self._blocks = False
         self.nmi_pending = self._nmi_masked = False
+        self.work = 0  # done beside entries looked at, in as much
+        self.preempted = False  # the last hypercall is to be asked for again
         self._one_shot: Alarm | None = None
         self._periodic: Alarm | None = None
         self.period = _PERIOD
@@ -89,7 +92,7 @@ class XenDomain:
             self.frames.take_type(mfn, Kind.WRITABLE)  # for good: devices write there, so it may never become a page table
         self.mmu.pin(top, Kind.TOP)
         self.mmu.use(top)
-        self.shared.tell_date(time.time_ns() - self.clock.now())
+        self.shared.tell_date(DATE * SECOND if self.vm.icount else time.time_ns() - self.clock.now())
         self.shared.tell_time(self.clock.now())
         for port in (STORE_PORT, CONSOLE_PORT):
             self.channels.open[port] = Channel(State.INTERDOMAIN, (0, port))
@@ -100,9 +103,11 @@ class XenDomain:
     def hypercall(self, number: int) -> Outcome:
         """One hypercall: arguments and the result are in the CPU's registers."""
         state = self.machine.state
+        self.preempted = False
         try:
             result = call(self, number, state[6], state[2], state[4], state[12], state[14])
         except Preempted as preempted:
+            self.preempted = True
             for argument, value in preempted.arguments.items():
                 state[_ARGUMENTS[argument]] = value & 0xFFFFFFFF
             state[Cpu.EIP] = state[Cpu.EIP] - len(_INT) & 0xFFFFFFFF
@@ -120,6 +125,11 @@ class XenDomain:
             self.run_state.block(self.clock.now())
             return WAIT
         return RESUME
+
+    @property
+    def spent(self) -> int:
+        """Work done for the guest by hypercalls, in page-table entries looked at."""
+        return self.mmu.fills + self.mmu.dropped + self.work
 
     def block(self) -> None:
         """The CPU waits for an event behind this hypercall."""

@@ -50,7 +50,7 @@ def _multicall(domain: XenDomain, entries: int, count: int, _c: int, _d: int, _e
     """A list of {number, result, six arguments}; each result is written back."""
     if count > _MOST_CALLS:
         raise Refused(Errno.TOOBIG, "too many calls in a multicall")
-    arguments, end = domain.arguments, limit()
+    arguments, end = domain.arguments, limit(domain)
     for n in range(count):
         at = entries + 32 * n
         number, _, a, b, c, d, e, _ = _CALL.unpack(arguments.view(at, 32))
@@ -61,7 +61,7 @@ def _multicall(domain: XenDomain, entries: int, count: int, _c: int, _d: int, _e
                 arguments.write_word(at + 8 + 4 * argument, value)
             raise Preempted({0: at, 1: count - n}) from None
         arguments.write_word(at + 4, result)
-        if n & 15 == 15 and n + 1 < count and overdue(end):
+        if overdue(domain, end) and n + 1 < count:
             raise Preempted({0: at + 32, 1: count - n - 1})
     return 0
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vmm.cpu_state import Cpu
 from vmm.exits import End, Stop, Stopped
-from vmm.faults import GuestPageFault
+from vmm.faults import GuestFault, GuestPageFault
 from vmm.machine import Machine
 from vmm.mmu.direct import VMM_START, DirectMmu
 from vmm.vcpu import Vcpu
@@ -53,11 +53,10 @@ class Traps:
         self._deliver(vector, error, software=False, external=False)
 
     def interrupt(self, vector: int, back_to: int, *, software: bool) -> None:
-        """INT n; EIP is at it, `back_to` behind it."""
+        """INT n; EIP is at it, `back_to` behind it. Raises GuestFault where the gate does not let it in."""
         handler = self.handlers.get(vector)
         if handler is None or vector not in _ANYBODYS and handler.level < self.state[Cpu.HFLAGS] & 3:
-            self.raise_exception(Vector.GP, vector << 3 | 2)
-            return
+            raise GuestFault(Vector.GP, vector << 3 | 2)
         self.state[Cpu.EIP] = back_to
         self._deliver(vector, None, software=software, external=False)
 

@@ -107,6 +107,8 @@ def test_any_notes(data: bytes, at: int) -> None:
     (b"\x7fELF\2" + kernel({CODE: "nop"})[5:], 8, {}, "64-bit kernel"),
     (b"no ELF at all", 8, {}, "not an ELF file"),
     (elf(CONTENTS, notes(hypercall=struct.pack("<I", BASE + 0x100000))), 8, {}, "lies outside the kernel"),
+    (elf(CONTENTS, notes(entry=struct.pack("<I", BASE + 0x100000))), 8, {}, "the entry 0xc0100000 lies outside the kernel"),
+    (elf(CONTENTS, notes(entry=struct.pack("<I", BASE - 4))), 8, {}, "the entry 0xbffffffc lies outside the kernel"),
     (elf(CONTENTS, notes(), address=0x1000), 8, {}, "lies outside the guest's memory"),
     (elf(CONTENTS, notes(), size=16 << 20), 8, {}, "lies outside the guest's memory"),
     (elf(CONTENTS, notes(), size=(8 << 20) - 0x4000), 8, {}, "too little memory"),

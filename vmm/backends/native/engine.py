@@ -13,8 +13,8 @@ from bt.cache import TranslationCache
 from bt.decode import decode
 from bt.discover import LONGEST
 from bt.sensitive import row_of
+from vmm.backends.counter import Counter
 from vmm.backends.live import instruction_at, int_size, load_tables
-from vmm.backends.native.counter import Counter
 from vmm.backends.native.ports import PortFault
 from vmm.backends.native.tables import NativeDescriptors, NativeMmu
 from vmm.backends.native.vcpu import NativeVcpu

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bt.cache import TranslationCache
 from bt.decode import memory_access
+from vmm.backends.counter import Counter
 from vmm.backends.pv.options import PvOptions
 from vmm.backends.pv.stores import TableStores
 from vmm.cpu_state import GENERAL, Cpu
@@ -49,6 +50,10 @@ class Paravirtual:
         self.port_fault: bytes | None = None  # the state before an IN or OUT that is being aborted
         self._old_exception, self._is_int = vm.machine.old_exception, vm.machine.is_int
         self.stores = TableStores(self)
+        self.counter: Counter | None = None
+        if (icount := vm.icount) is not None:
+            self.counter = Counter(vm.machine, lambda: icount.left(vm.clock.next_deadline()))
+        self._retired_before_port = 0  # the access that is being aborted
         (empty,) = vm.machine.allocate(1)
         vm.machine.clear(empty)
         self.empty_root = empty << 12
@@ -65,6 +70,9 @@ class Paravirtual:
         self.domain.descriptors.enter()
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
         machine.on_port, machine.on_cpuid = self._on_port, self._on_cpuid
+        if self.counter is not None:
+            machine.on_interrupt, machine.on_invalid = self._on_counted_interrupt, self._on_counted_invalid
+            machine.on_port = self.counter.within(self._on_port)
         self.traps.load(Cpu.CS, KERNEL_CODE, 1)
         self.traps.load(Cpu.SS, KERNEL_DATA, 1)
         for register in (Cpu.ES, Cpu.DS, Cpu.FS, Cpu.GS):
@@ -111,8 +119,8 @@ class Paravirtual:
             return self.mmu.read(linear, min(size, 0x1000 - (linear & 0xFFF)))
 
     def retired(self) -> int:
-        """Instructions are not counted."""
-        return 0
+        """Instructions retired so far."""
+        return self.counter.retired if self.counter is not None else 0
 
     def run(self) -> None:
         """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
@@ -121,7 +129,7 @@ class Paravirtual:
         self.domain.tell_time()
         self._let_events_in()
         if self.vm.stopped is None and not self.vm.vcpu.halted:
-            self.machine.run()
+            (self.counter or self.machine).run()
 
     def settle(self) -> None:
         """The CPU stops between two instructions only."""
@@ -286,6 +294,7 @@ class Paravirtual:
         if self.state[Cpu.HFLAGS] & 3 <= self.vm.vcpu.iopl and port in self.domain.granted_ports:
             return self.vm.board.bus.port(port, size, value)
         if self.port_fault is None:
+            self._retired_before_port = self.retired()
             self.port_fault = bytes(self.state.cast("B")[:_SAVED_STATE])
             self.machine.set_cr3(self.empty_root)
             self.machine.stop()
@@ -296,9 +305,47 @@ class Paravirtual:
         assert self.port_fault is not None
         image = self.port_fault
         self.port_fault = None
+        if self.counter is not None:
+            self.counter.go_back(self._retired_before_port)
         self.state.cast("B")[: len(image)] = image
         self.machine.set_cr3(self.mmu.cr3)
         if not self.machine.running:
             self.machine.set_flags(self.machine.flags())  # the state was saved in a run, where the flags are kept in another form
         self.stats.architectural["exception 13"] += 1
         self.exit(Raised(Vector.GP, 0))
+
+    # -- the same with instructions counted -----------------------------------------------------------------------------------------------
+
+    def _on_counted_interrupt(self, vector: int) -> None:
+        """An instruction that has begun is counted only when it is done. One that could not be fetched has not begun; a single step is done."""
+        counter, state, machine = self.counter, self.state, self.machine
+        assert counter is not None
+        software = state[machine.is_int]
+        fetch = vector == Vector.PF and not software and state[machine.error_code] & Fault.I
+        if self.port_fault is not None or fetch or vector == Vector.DB and not software:
+            self._on_interrupt(vector)
+        else:
+            counter.uncount()
+            calls, self.monitor.completed = self.stats.architectural["hypercall"], False
+            self._on_interrupt(vector)
+            done = self.monitor.completed
+            if self.stats.architectural["hypercall"] != calls:
+                done = not self.domain.preempted
+            if done:
+                counter.count()
+        counter.look_ahead()
+
+    def _on_counted_invalid(self) -> None:
+        counter = self.counter
+        assert counter is not None
+        if self.port_fault is None:
+            counter.uncount()
+        self.monitor.completed = False
+        self._on_invalid()
+        if self.monitor.completed:
+            counter.count()
+
+    def uncount(self) -> None:
+        """The instruction that was stepped is not done after all."""
+        if self.counter is not None:
+            self.counter.uncount()

@@ -50,6 +50,7 @@ class TableStores:
             except Refused as refused:
                 self.engine.stats.refused[refused.why] += 1
                 self._put_back(image)
+                self.engine.uncount()
                 self._fault(gva)
 
         self.engine.step(done)

@@ -1,4 +1,4 @@
-"""The count of instructions retired on a bare machine, out of the engine's own count of those begun, and the end of a run at an exact count.
+"""The count of instructions retired where code runs as it is, out of the engine's own count of those begun, and the end of a run at an exact count.
 
 The engine counts an instruction when it begins it, so that a fault is given back, and ends a run only between two instructions.
 """
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from vmm.cpu_state import Cpu, LayoutError, find_instruction_counter
-from vmm.machine import VMM_EXIT, Machine
-from vmm.x86.svm import ExitCode
+from vmm.machine import Machine
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _MAGIC = 0x5A17_0C0D_E001  # a limit that stands nowhere else
-_TRIAL = bytes((0x90, 0x90, 0x40, 0xF4))  # nop; nop; inc eax; hlt
+_TRIAL = bytes((0x90, 0x90, 0x90, 0xCD, 0x20))  # nop; nop; nop; int 20h: in any mode
+_TRIAL_COUNT, _TRIAL_VECTOR = 4, 0x20
 
 
 class Counter:
@@ -67,7 +67,7 @@ class Counter:
                 return handler(*arguments, **names)
             finally:
                 machine.stop_behind = None
-                self._look_ahead()
+                self.look_ahead()
                 self.count()
 
         return counted
@@ -76,8 +76,8 @@ class Counter:
         """No other instruction can have begun."""
         return self._begun.value >= self._limit.value
 
-    def _look_ahead(self) -> None:
-        """Inside an instruction: something may be due earlier than before."""
+    def look_ahead(self) -> None:
+        """Something may be due earlier than before."""
         self._limit.value = min(self._limit.value, self._begun.value + max(1, self.left()))
 
     def _end_behind(self) -> None:
@@ -85,19 +85,20 @@ class Counter:
 
     def _find(self) -> tuple[ctypes.c_uint64, ctypes.c_uint64]:
         """Runs a few instructions to find and try the engine's count."""
-        machine, state = self.machine, self.machine.state
+        machine = self.machine
         found: list[tuple[ctypes.c_uint64, ctypes.c_uint64]] = []
 
         def handle(vector: int) -> None:
             machine.stop()
-            if vector == VMM_EXIT + ExitCode.HLT:
-                found.append(find_instruction_counter(machine.engine, len(_TRIAL), _MAGIC))
+            machine.clear_event()
+            if vector == _TRIAL_VECTOR:
+                found.append(find_instruction_counter(machine.engine, _TRIAL_COUNT, _MAGIC))
 
         before, machine.on_interrupt = machine.on_interrupt, handle
-        machine.memory[: len(_TRIAL)], state[Cpu.EIP] = _TRIAL, 0
-        machine.set_intercepts(frozenset((ExitCode.HLT,)), frozenset())
+        memory, machine.memory[: len(_TRIAL)] = bytes(machine.memory[: len(_TRIAL)]), _TRIAL
+        machine.state[Cpu.EIP] = 0
         machine.run(_MAGIC)
-        machine.memory[: len(_TRIAL)], machine.on_interrupt = bytes(len(_TRIAL)), before
+        machine.memory[: len(_TRIAL)], machine.on_interrupt = memory, before
         machine.drop_frame_code(0)
         if not found:
             raise LayoutError("the engine's count of instructions: the trial did not end")
