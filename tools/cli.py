@@ -201,8 +201,8 @@ def dump(
 
 
 @app.command(
-    epilog="Exit status: 0 compared, though a cell may say why it did not run; 2 bad usage or input; 70 a fault of ours;"
-    " 130 Ctrl-C, after which what was measured is shown."
+    epilog="Exit status: 0 compared, though a cell may say why it did not run; 1 something is worse than --against; 2 bad usage or input;"
+    " 70 a fault of ours; 130 Ctrl-C, after which what was measured is shown."
 )
 def compare(
     kernel: Annotated[list[str] | None, typer.Argument(metavar="[KERNEL]...", help="Of nano, work, mach, xv6, linux; default: all.")] = None,
@@ -214,12 +214,20 @@ def compare(
     jobs: Annotated[str | None, typer.Option(metavar="N", help="Rows at a time; default: as many as there are processors.")] = None,
     icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions: exits are the same in every run.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON (docs/COMPARISON.md).")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page with charts, beside published results.")] = None,
+    save: Annotated[str | None, typer.Option(metavar="NAME", help="Keep the results under a name.")] = None,
+    against: Annotated[str | None, typer.Option(metavar="NAME", help="Say what has changed since; status 1 when something is worse.")] = None,
+    explain: Annotated[str | None, typer.Option(metavar="ROW", help="Show a row's translated blocks, VMCS controls and hypercalls instead.")] = None,
+    cluster: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Spread the rows over a dask.distributed scheduler's workers.")] = None,
 ) -> None:
     """Run the same guests in every way, and show time, exits and modelled cycles of each row side by side."""
     from tools import options
-    from tools.compare.command import Request
+    from tools.compare.command import Request, explain_row
     from tools.compare.command import compare as carry_out
 
+    if explain is not None:
+        explain_row(tuple(kernel or ()), explain, backends)
+        return
     request = Request(
         kernels=tuple(kernel or ()),
         ways=backends,
@@ -230,6 +238,10 @@ def compare(
         processes=len(os.sched_getaffinity(0)) if jobs is None else options.count("--jobs", jobs),
         icount=icount,
         json=None if json is None else options.writable(json),
+        html=None if html is None else options.writable(html),
+        save=save,
+        against=against,
+        cluster=cluster,
     )
     raise typer.Exit(carry_out(request))
 

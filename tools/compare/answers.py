@@ -67,7 +67,7 @@ def mechanism(way: str, cell: CellResult) -> str:
 
 def _without_exits(backend: str, cell: CellResult) -> str:
     assists = sum(times for times in cell.engine.values() if times > _NOTHING)
-    aside = f"; {_number(assists)} engine assists, which silicon does without" if assists else ""
+    aside = f"; {_number(assists)} engine assist{'' if assists == 1 else 's'}, which silicon does without" if assists else ""
     if backend == "native":
         return f"no VMM{aside}"
     how = {

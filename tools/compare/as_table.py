@@ -16,6 +16,7 @@ from rich.text import Text
 from tools.compare.answers import APPROACHES, answer
 from tools.compare.costs import costs
 from tools.compare.results import OURS, CellResult, Comparison, RowResult
+from tools.compare.saved import TOLERANCE, Change
 
 _UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
 MODELLED_ON: Final = "prescott"
@@ -74,6 +75,21 @@ def answers(found: Comparison, console: Console) -> None:
         how = "\n".join(f"{way}: {said.mechanisms[way]}" for way in APPROACHES if way in said.mechanisms and not row.cells[way].reason)
         table.add_row(row.row, ", ".join(said.exits), ", ".join(said.time), ", ".join(said.cycles[MODELLED_ON]), Text(how))
     console.print(table)
+
+
+def show_changes(found: Sequence[Change], name: str, console: Console) -> None:
+    """Prints what has changed since the results of that name: a line for each cell that became worse or much better."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("row", "way", "time", "exits before", "exits now", ""):
+        table.add_column(heading)
+    told = [change for change in found if change.worse or change.note or change.time is not None and change.time < 1 - TOLERANCE]
+    for change in told:
+        time = "" if change.time is None else f"× {short(change.time)}"
+        exits = (short(change.exits_before), short(change.exits_now))
+        table.add_row(change.row, change.way, time, *exits, change.note or ("worse" if change.worse else "better"))
+    console.print(Text(f"against {name}: {len(found)} cells, {sum(change.worse for change in found)} worse", style="bold"))
+    if told:
+        console.print(table)
 
 
 def _reasons(found: Comparison, console: Console) -> None:

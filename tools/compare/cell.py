@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -89,6 +89,11 @@ class Meter(Recorder):
         counts = Counter({(kind, name): count for kind in _KINDS for name, count in getattr(vm.stats, kind).items()})
         return _Reading(time.process_time_ns(), time.perf_counter_ns(), vm.backend.retired() if vm.icount else 0, counts)
 
+    @property
+    def measuring(self) -> bool:
+        """Whether what is measured has begun and not ended."""
+        return len(self.readings) == 2 and not self.ended
+
     def sample(self, count: int, icount: bool) -> Sample:
         """What lies between the marks, less what a mark costs."""
         first, begin, end = self.readings[:3]
@@ -98,24 +103,24 @@ class Meter(Recorder):
         return Sample("", count, max(1, net.cpu_ns), max(1, net.wall_ns), kinds[0], kinds[1], kinds[2], kinds[3], retired)
 
 
-def measure(wanted: Wanted) -> Sample:
-    """Runs the cell once. What keeps it from running is the sample's reason."""
+def measure(wanted: Wanted, ready: Callable[[Vm, Meter], object] = lambda vm, meter: None) -> Sample:
+    """Runs the cell once; `ready` is called with the VM that is about to run. What keeps it from running is the sample's reason."""
     cell = wanted.cell
     way, kernel = WAYS[cell.way], kernels()[cell.kernel]
     flavour = "xen" if way.paravirtual else "pc"
     if kernel.file:
-        return _row(wanted, way, guest_kernels.kernels("any")[kernel.file[flavour]])
+        return _row(wanted, way, guest_kernels.kernels("any")[kernel.file[flavour]], ready)
     boot = kernel.boot.get(flavour)
     if boot is None:
         return Sample(f"there is no {cell.kernel} for this way")
     if boot.path is None:
         return Sample(f"absent: {boot.absent}")
     meter = Meter(boot.until)
-    ended = _run(wanted, way, meter, str(boot.path), boot.append, boot.memory_mib, ())
+    ended = _run(wanted, way, meter, str(boot.path), boot.append, boot.memory_mib, (), ready)
     return meter.sample(1, wanted.icount) if meter.ended else Sample(_why(ended, meter))
 
 
-def _row(wanted: Wanted, way: Way, guest: guest_kernels.Guest) -> Sample:
+def _row(wanted: Wanted, way: Way, guest: guest_kernels.Guest, ready: Callable[[Vm, Meter], object]) -> Sample:
     """A row of a bundled kernel."""
     append = command_line(wanted)
     meter = Meter()
@@ -126,7 +131,7 @@ def _row(wanted: Wanted, way: Way, guest: guest_kernels.Guest) -> Sample:
             os.truncate(image.fileno(), guest.disk_bytes)
             disks.append(Disk(image.name))
             until.callback(disks[0].close)
-        ended = _run(wanted, way, meter, str(guest.file), append, guest.memory_mib, disks)
+        ended = _run(wanted, way, meter, str(guest.file), append, guest.memory_mib, disks, ready)
     return wrong(meter.text) or (meter.sample(count_in(meter.text), wanted.icount) if meter.ended else Sample(_why(ended, meter)))
 
 
@@ -148,7 +153,9 @@ def count_in(text: str) -> int:
     return int(found[1]) if found else 1
 
 
-def _run(wanted: Wanted, way: Way, meter: Meter, path: str, append: str, memory_mib: int, disks: Sequence[Disk]) -> str:
+def _run(
+    wanted: Wanted, way: Way, meter: Meter, path: str, append: str, memory_mib: int, disks: Sequence[Disk], ready: Callable[[Vm, Meter], object]
+) -> str:
     """Runs the guest to its end; why it ended."""
     assert way.words is not None, "a way of ours"
     options = options_of(Technique(**way.words))
@@ -158,6 +165,7 @@ def _run(wanted: Wanted, way: Way, meter: Meter, path: str, append: str, memory_
     except InputError as error:
         return str(error)
     meter.attach(vm)
+    ready(vm, meter)
     return vm.run(wanted.timeout).reason
 
 

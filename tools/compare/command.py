@@ -19,9 +19,12 @@ from tools.compare import as_table
 from tools.compare.model import chosen_cells, chosen_ways
 from tools.compare.results import Comparison, comparison
 from tools.compare.runner import RowJob, RowSamples, jobs_of, measure_all
+from tools.compare.saved import changes, path_of, read, save
 from tools.report import write_file
 
 INTERRUPTED: Final = 130
+_WIDTH: Final = 150
+"""Columns where there is no terminal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,30 +39,70 @@ class Request:
     timeout: float
     processes: int
     icount: bool
-    json: str | None
+    json: str | None = None
+    html: str | None = None
+    save: str | None = None
+    against: str | None = None
+    cluster: str | None = None
 
 
 def compare(request: Request) -> int:
-    """Compares; returns the exit status: 0, or that of an interruption. Raises InputError before anything runs."""
+    """Compares; returns the exit status: 0, 1 when something is worse than `against`, or that of an interruption.
+
+    Raises InputError before anything runs.
+    """
+    before = None if request.against is None else read(request.against)
+    if request.save is not None:
+        path_of("--save", request.save)
     cells = chosen_cells(request.kernels, request.rows, chosen_ways(request.ways, request.short), request.short)
     jobs = jobs_of(cells, request.rounds, request.timeout, request.icount)
     found: list[RowSamples] = []
     interrupted = False
     with _progress(jobs) as done:
         try:
-            found.extend(measure_all(jobs, request.processes, done))
+            found.extend(_measured(jobs, request, done))
         except KeyboardInterrupt:
             interrupted = True
     found.sort(key=lambda row: jobs.index(row.job))
-    _hand_out(comparison(found, request.rounds, request.icount), request)
-    return INTERRUPTED if interrupted else 0
+    worse = _hand_out(comparison(found, request.rounds, request.icount), request, before)
+    return INTERRUPTED if interrupted else int(worse)
 
 
-def _hand_out(result: Comparison, request: Request) -> None:
+def explain_row(kernels: tuple[str, ...], row: str, ways: str | None) -> None:
+    """Shows the mechanism of one row. Raises InputError for what is not there."""
+    from tools.compare.explain import explain
+
+    chosen = tuple(way for way in chosen_ways(ways, ways is None) if way.words is not None)
+    found = dict.fromkeys((cell.kernel, cell.row) for cell in chosen_cells(kernels, row, chosen, False))
+    for kernel, name in found:
+        explain(kernel, name, chosen)
+
+
+def _measured(jobs: list[RowJob], request: Request, done: Callable[[], object]) -> Iterator[RowSamples]:
+    if request.cluster is None:
+        return measure_all(jobs, request.processes, done)
+    from tools.compare.cluster import measure_on_cluster
+
+    return measure_on_cluster(jobs, request.cluster, done)
+
+
+def _hand_out(result: Comparison, request: Request, before: Comparison | None) -> bool:
+    """Shows and writes everything; whether something is worse than before."""
     if request.json is not None:
         write_file(request.json, lambda file: file.write(json.dumps(result.as_dict(), indent=1) + "\n"))
+    if request.html is not None:
+        from tools.compare import as_html
+
+        write_file(request.html, lambda file: as_html.write(result, file))
+    if request.save is not None:
+        save(request.save, result)
     console = Console()
-    as_table.show(result, Console(width=max(console.width, 150) if not console.is_terminal else None))
+    console = console if console.is_terminal else Console(width=max(console.width, _WIDTH))
+    as_table.show(result, console)
+    found = changes(before, result) if before is not None else []
+    if before is not None:
+        as_table.show_changes(found, request.against or "", console)
+    return any(change.worse for change in found)
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""Rows spread over many machines: jobs sent to the workers of a dask.distributed scheduler.
+
+The one module that imports distributed, an optional extra. A worker carries a whole row out, so that its ways take turns on one machine; it needs
+this package, and the guests that are compared, where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from tools.compare.model import Sample
+from tools.compare.runner import RowJob, RowSamples, measure_row
+from vmm.errors import InputError
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+_CONNECT_S: Final = "10s"
+
+
+def measure_on_cluster(jobs: list[RowJob], address: str, done: Callable[[], object]) -> Iterator[RowSamples]:
+    """Carries all jobs out on the cluster; yields what became of each as it ends. Raises InputError when there is none at that address."""
+    try:
+        from distributed import Client, as_completed
+    except ImportError:
+        raise InputError("--cluster: needs dask.distributed (pip install 'vmm[cluster]')") from None
+    try:
+        client = Client(address, timeout=_CONNECT_S)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise InputError(f"--cluster {address}: no scheduler there ({type(error).__name__})") from None
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise InputError(f"--cluster {address}: the scheduler has no workers")
+        of = {client.submit(measure_row, job, pure=False): job for job in jobs}
+        for future in as_completed(list(of)):
+            found = _result(future, of[future])
+            for _ in range(len(found.job.ways) * (1 + found.job.rounds)):
+                done()
+            yield found
+
+
+def _result(future: Future, job: RowJob) -> RowSamples:
+    """What became of a job; where its worker was lost, that is the reason of all its cells."""
+    if future.status == "finished":
+        found = future.result()
+        assert isinstance(found, RowSamples)
+        return found
+    lost = Sample(f"lost on the cluster: {future.status} ({type(future.exception()).__name__})")
+    return RowSamples(job, {way: [lost] for way in job.ways})
