@@ -18,7 +18,7 @@ endif
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo    set up, then boot two bundled kernels under binary translation'
+	@echo 'make demo    set up, boot two bundled kernels under binary translation, and compare the techniques'
 	@echo 'make test    set up, then run all tests (XV6=DIR adds xv6)'
 	@echo 'make check   ruff, mypy --strict and the unit tests: before each commit'
 	@echo 'make fuzz    generated guests on the bare machine and under bt, until Ctrl-C (FUZZ="--programs 20000" ends it)'
@@ -43,6 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(VENV)/bin/vmm run hello
 	$(VENV)/bin/vmm run rings --stats
+	$(VENV)/bin/vmm compare --short --rounds 1
 
 test: setup
 	$(PY) -m pytest -n 2 --dist worksteal -rs

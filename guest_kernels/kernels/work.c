@@ -58,9 +58,7 @@ static struct trap_frame *copy_on_write(struct trap_frame *frame)
     if (address < WINDOW || page >= DATA_PAGES || !(frame->error & FAULT_WRITE) || current->own >> page & 1)
         user_leave(0);
     if (other()->state != ABSENT && other()->pages[page] == current->pages[page]) {
-        u8 *copy = page_take();
-        memcpy(copy, current->pages[page], PAGE_SIZE);
-        show(current, page, copy);
+        show(current, page, page_copy(current->pages[page]));
     } else {
         show(current, page, current->pages[page]);
     }

@@ -24,3 +24,11 @@ void page_give(void *page)
     ((struct free_page *)page)->next = first;
     first = page;
 }
+
+void *page_copy(const void *page)
+{
+    void *copy = page_take(), *to = copy;
+    u32 words = PAGE_SIZE / 4;
+    asm volatile("cld; rep movsl" : "+D"(to), "+S"(page), "+c"(words) : : "memory", "cc");
+    return copy;
+}

@@ -6,3 +6,5 @@
 void *page_take(void);
 /* The page may be taken by the next who asks. */
 void page_give(void *page);
+/* A copy of a page, word by word. */
+void *page_copy(const void *page);

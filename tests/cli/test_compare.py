@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.require import require_file
 from tools.cli import status
+from tools.fetch_guests import guest
 
 
 def compare(*words: str) -> int:
@@ -37,6 +39,41 @@ def test_a_guest_that_hangs_marks_its_own_cell(tmp_path: Path, capfd: pytest.Cap
     cells = json.loads(path.read_text())["rows"][0]["cells"]
     assert cells["step"]["reason"].startswith("time-out after 0.05 s") and cells["step"]["count"] == 0
     assert "step: stream: time-out" in capfd.readouterr().out
+
+
+def test_the_same_real_kernel_three_ways(tmp_path: Path) -> None:
+    """GNU Mach by translation and in guest mode, and GNU Mach for Xen: each boots, and only the latter calls."""
+    require_file(guest("gnumach"), "GNU Mach (python -m tools.fetch_guests)")
+    require_file(guest("gnumach-xen"), "GNU Mach for Xen (python -m tools.fetch_guests)")
+    path = tmp_path / "mach.json"
+    assert compare("mach", "--backends", "bt,hw,pv", "--json", str(path)) == 0
+    cells = json.loads(path.read_text())["rows"][0]["cells"]
+    assert not [cell["reason"] for cell in cells.values() if cell["reason"]]
+    assert cells["pv"]["hypercalls"] and not cells["bt"]["hypercalls"]
+    assert cells["bt"]["architectural"]["callout"] > 100 and "callout" not in cells["hw"]["architectural"]
+
+
+def test_what_is_absent_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A real kernel that is not here is no error."""
+    monkeypatch.setenv("VMM_GUESTS", str(tmp_path))
+    monkeypatch.delenv("XV6", raising=False)
+    assert compare("mach", "xv6", "--backends", "bt,pv") == 0
+    shown = capfd.readouterr().out
+    assert "bt: mach: absent: python -m tools.fetch_guests gets it" in shown
+    assert "bt: xv6: absent: XV6=DIR" in shown and "pv: xv6: there is no xv6 for this way" in shown
+
+
+def test_against_earlier_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Results that are kept are compared with: the same row takes no more exits; one that took fewer before is worse now, status 1."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    words = ("nano", "--rows", "iret", "--backends", "bt-trap")
+    assert compare(*words, "--save", "before") == 0
+    kept = tmp_path / "vmm/compare/before.json"
+    values = json.loads(kept.read_text())
+    values["rows"][0]["cells"]["bt-trap"]["architectural"] = {"callout": 1.0}
+    kept.write_text(json.dumps(values))
+    assert compare(*words, "--against", "before") == 1
+    assert "against before: 1 cells, 1 worse" in capfd.readouterr().out
 
 
 def test_what_slips_is_a_reason(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,9 @@ from tools.compare.answers import answer, mechanism
 from tools.compare.cell import count_in, wrong
 from tools.compare.costs import costs
 from tools.compare.model import NANO, SHORT, WAYS, WORK, Sample, chosen_cells, chosen_ways
-from tools.compare.results import CellResult, RowResult, comparison, from_dict
+from tools.compare.results import CellResult, Comparison, RowResult, comparison, from_dict
 from tools.compare.runner import RowJob, RowSamples, jobs_of
+from tools.compare.saved import changes, read, save
 from vmm.errors import InputError
 
 
@@ -136,3 +138,43 @@ def test_what_the_guest_says() -> None:
 def test_every_way_of_ours_names_a_back_end() -> None:
     """And the reference is among them."""
     assert "native" in WAYS and all(way.words is None or "backend" in way.words for way in WAYS.values())
+
+
+def cell(time_ns: float, exits: float = 1.0, ratio: float | None = None) -> Comparison:
+    """A comparison of one cell."""
+    found = CellResult(time_ns=time_ns, architectural={"callout": exits}, ratio=ratio)
+    return Comparison("here", 3, False, [RowResult("nano", "cr3wr", {"bt": found})])
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "worse"),
+    [
+        (cell(100), cell(105), False),
+        (cell(100), cell(150), True),
+        (cell(100), cell(60), False),
+        (cell(100, 1.0), cell(100, 2.0), True),
+        (cell(100, ratio=2.0), cell(200, ratio=2.0), False),  # a slower machine
+        (cell(100, ratio=2.0), cell(100, ratio=3.0), True),
+        (Comparison("", 3, False, [RowResult("nano", "cr3wr", {"bt": CellResult("time-out")})]), cell(100), False),
+        (cell(100), Comparison("", 3, False, [RowResult("nano", "cr3wr", {"bt": CellResult("time-out")})]), True),
+    ],
+)
+def test_what_is_worse(before: Comparison, now: Comparison, worse: bool) -> None:
+    """More exits, more time than chance explains, or no result where there was one."""
+    (change,) = changes(before, now)
+    assert change.worse == worse
+
+
+def test_results_are_kept_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the user's own data; a name that is none, unknown or damaged is refused with what there is."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    save("monday", cell(100))
+    assert read("monday") == cell(100)
+    with pytest.raises(InputError, match=r"there are monday\)"):
+        read("tuesday")
+    for name in ("", "../x", "a/b", ".hidden", "x" * 99):
+        with pytest.raises(InputError, match="a name is"):
+            save(name, cell(100))
+    (tmp_path / "vmm/compare/bad.json").write_text("{")
+    with pytest.raises(InputError, match=r"^--against bad: "):
+        read("bad")
