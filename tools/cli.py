@@ -49,6 +49,7 @@ def run(
     module: Annotated[list[str] | None, typer.Option(metavar='"FILE ARGS"', help="A boot module; repeatable.")] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDR", help="Load a flat binary there and start it there.")] = None,
     disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw disk image, up to four times.")] = None,
+    net: Annotated[str | None, typer.Option(metavar="NAME", help="An NE2000 adapter (port 300h, line 9) on a network of that name.")] = None,
     share: Annotated[str | None, typer.Option(metavar="N,N,...", help="Of several kernels: their parts of the CPU's time, such as 3,1.")] = None,
     console: Annotated[str, typer.Option(metavar="stdio|pty", help="Of several kernels: labelled lines here, or a terminal each.")] = "stdio",
     restore: Annotated[str | None, typer.Option(metavar="FILE", help="Instead of KERNEL: go on from a snapshot.")] = None,
@@ -97,6 +98,7 @@ def run(
         raise InputError("--share and --console: go with several kernels")
     each = {option: for_each(option, text, count) for option, text in (
         ("--backend", backend), ("--mmu", mmu), ("--ring", ring), ("--stubs", stubs), ("--user", user), ("-m", memory),
+        ("--net", net),
     )}  # fmt: skip
     of_one = {option: for_one(option, texts or (), count) for option, texts in (
         ("--append", append), ("--initrd", initrd), ("--module", module), ("--disk", disk),
@@ -130,6 +132,7 @@ def run(
                 reboot=not no_reboot,
                 icount=icount,
                 restore=restore,
+                network=each["--net"][n],
             )
         )
     wishes = Wishes(

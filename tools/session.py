@@ -20,6 +20,7 @@ from vmm.console import Console
 from vmm.devices.disk import Storage
 from vmm.errors import InputError
 from vmm.exits import End, Stop
+from vmm.network import Port, Switch
 from vmm.vm import Vm, machine_for
 
 GUEST_DIED: Final = 3
@@ -31,6 +32,7 @@ class Request:
     """What is to be run and how. What is None stands as the guest or the default has it. timeout: seconds over all restarts.
 
     restore: a snapshot's file, from which the guest goes on instead of being loaded; `kernel` is of no account then.
+    network: the name of the network that the guest is on, with whoever else runs beside it and names the same.
     """
 
     kernel: str
@@ -45,6 +47,7 @@ class Request:
     reboot: bool = True
     icount: bool = False
     restore: str | None = None
+    network: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,9 @@ def run(request: Request, console: Console, ready: Callable[[Vm], object] = lamb
     end, restarts = math.inf, 0
     with ExitStack() as until:
         disks = open_disks(guest, request.disks, until)
+        port = Switch().port() if request.network else None  # with nobody else on it
         while True:
-            vm = make(guest.memory_mib, request.options, disks, console, request.icount)
+            vm = make(guest.memory_mib, request.options, disks, console, request.icount, port)
             vm.load(guest.path, append=guest.append, modules=request.modules, initrd=request.initrd, address=request.address)
             ready(vm)
             if not restarts and request.timeout is not None:
@@ -94,13 +98,13 @@ def _go_on(request: Request, path: str, console: Console, ready: Callable[[Vm], 
         return Ended(vm, vm.run(request.timeout), 0)
 
 
-def make(memory_mib: int, options: Options, disks: Sequence[Storage], console: Console, icount: bool) -> Vm:
+def make(memory_mib: int, options: Options, disks: Sequence[Storage], console: Console, icount: bool, network: Port | None = None) -> Vm:
     """A VM with nothing in it, on a machine of its own. Raises InputError."""
     try:
         machine = machine_for(memory_mib, options)
     except OSError as error:
         raise InputError(f"-m {memory_mib}: the host cannot give so much memory: {(error.strerror or str(error)).lower()}") from None
-    return Vm(machine, memory_mib=memory_mib, options=options, disks=disks, console=console, icount=icount)
+    return Vm(machine, memory_mib=memory_mib, options=options, disks=disks, console=console, icount=icount, network=network)
 
 
 def status_of(stop: Stop, *, like_qemu: bool = False) -> int:

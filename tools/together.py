@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from vmm.errors import InputError
 from vmm.exits import End, Stop
 from vmm.host import Host, Resident
 from vmm.machine import Machine
+from vmm.network import Port, Switch
 from vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -100,9 +102,11 @@ def run_together(parts: Sequence[Part], wishes: Wishes, *, ptys: bool) -> int:
             desk = Desk(terminal)
             terminal.on_quit = host.stop
             interruption.watch(host)
+            switches: defaultdict[str, Switch] = defaultdict(Switch)
             for part, guest, own in zip(parts, guests, disks, strict=True):
                 console = _pty(part.name, until) if ptys else desk.seat(part.name)
-                boot = partial(_boot, part.request, guest, own, console)
+                port = switches[part.request.network].port() if part.request.network else None
+                boot = partial(_boot, part.request, guest, own, console, port)
                 host.add(part.name, part.request.options, guest.memory_mib, boot, share=part.share, reboots=part.request.reboot)
             host.run(timeout)
             desk.finish()
@@ -120,8 +124,9 @@ def _pty(name: str, until: ExitStack) -> PtyConsole:
     return console
 
 
-def _boot(request: Request, guest: Guest, disks: list[Storage], console: Console, machine: Machine) -> Vm:
-    vm = Vm(machine, memory_mib=guest.memory_mib, options=request.options, disks=disks, console=console, icount=request.icount)
+def _boot(request: Request, guest: Guest, disks: list[Storage], console: Console, network: Port | None, machine: Machine) -> Vm:
+    options, icount = request.options, request.icount
+    vm = Vm(machine, memory_mib=guest.memory_mib, options=options, disks=disks, console=console, icount=icount, network=network)
     vm.load(guest.path, append=guest.append, modules=request.modules, initrd=request.initrd, address=request.address)
     if isinstance(console, Seat):
         console.attach(vm)

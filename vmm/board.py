@@ -18,6 +18,7 @@ from vmm.devices.ide import IdeChannel
 from vmm.devices.interrupts import IO_APIC_ID, LOCAL_APIC_ID, TIMER_PIN, Interrupts
 from vmm.devices.keyboard import Keyboard
 from vmm.devices.mp_table import write_mp_table
+from vmm.devices.ne2000 import Ne2000, Network
 from vmm.devices.pic import EdgeLevelControl
 from vmm.devices.pit import Pit
 from vmm.devices.rtc import Rtc
@@ -31,6 +32,7 @@ __all__ = ["Board", "Memory", "Stop", "StopKind", "build_board"]
 
 LOCAL_APIC, IO_APIC = 0xFEE00000, 0xFEC00000
 COM1, CRTC = 0x3F8, 0x3D4
+NE2000, NE2000_LINE = 0x300, 9
 MOST_DISKS = 4
 MIB = 1 << 20
 
@@ -53,6 +55,8 @@ class Board:
     post_code: PostCode
     debug_exit: DebugExit
     a20: A20
+    adapter: Ne2000 | None
+    """The Ethernet adapter, where there is a network."""
 
 
 def build_board(
@@ -64,12 +68,14 @@ def build_board(
     stop: Callable[[Stop], None],
     interrupts_changed: Callable[[], None],
     date: int | None = None,
+    network: Network | None = None,
 ) -> Board:
     """A PC of the AT's line with an MP table, in the state firmware leaves it in; its tables are written into `memory`.
 
     `console` gets what the guest sends to COM1 and port E9h; `disks` are primary master and slave, secondary master and slave (None
     for an empty place); `stop` is told when the guest asks for a reset, power off or the debug exit; `interrupts_changed` when `interrupts.pending()`
-    has changed. `date` is what the RTC starts at, in seconds since 1970 (None: the host's). InputError for too many disks.
+    has changed. `network` is what the Ethernet adapter is plugged into.
+    `date` is what the RTC starts at, in seconds since 1970 (None: the host's). InputError for too many disks.
     """
     if len(disks) > MOST_DISKS:
         raise InputError(f"--disk: more than {MOST_DISKS} disks")
@@ -114,6 +120,12 @@ def build_board(
             bus.attach_ports(control, 1, channel.control)
             channels.append(channel)
 
+    adapter = Ne2000(network, line(NE2000_LINE)) if network is not None else None
+    if adapter is not None:
+        bus.attach_ports(NE2000, 16, adapter)
+        bus.attach_ports(NE2000 + 16, 8, adapter, offset=16, widest=4)
+        bus.attach_ports(NE2000 + 24, 8, adapter, offset=24)
+
     bus.attach_memory(LOCAL_APIC, 0x1000, interrupts.lapic)
     bus.attach_memory(IO_APIC, 0x1000, interrupts.ioapic)
 
@@ -121,4 +133,4 @@ def build_board(
         write_bios_data(memory, com1=COM1, crtc=CRTC, disks=sum(disk is not None for disk in disks))
         write_mp_table(memory, lapic_gpa=LOCAL_APIC, lapic_id=LOCAL_APIC_ID, lapic_version=lapic.VERSION_VALUE & 0xFF,
                        ioapic_gpa=IO_APIC, ioapic_id=IO_APIC_ID, ioapic_version=ioapic.VERSION, timer_pin=TIMER_PIN)
-    return Board(bus, clock, interrupts, pit, rtc, keyboard, serial, vga, tuple(channels), tuple(disks), post_code, debug_exit, a20)
+    return Board(bus, clock, interrupts, pit, rtc, keyboard, serial, vga, tuple(channels), tuple(disks), post_code, debug_exit, a20, adapter)

@@ -128,6 +128,12 @@ class Host:
             if collecting:
                 gc.enable()
 
+    def resume(self) -> None:
+        """Lets the VMs go on in the next run that the last one ended before their own end: by time-out, or by `stop`."""
+        for resident in self.residents:
+            if resident.vm.stopped is not None and resident.vm.stopped.why in (End.TIMEOUT, End.QUIT):
+                resident.vm.stopped = None
+
     def stop(self, stop: Stop) -> None:
         """Ends the run of all VMs; the first reason counts."""
         self._stop = self._stop or stop

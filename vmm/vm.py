@@ -33,6 +33,7 @@ from vmm.mmu.nested import NestedMmu
 from vmm.mmu.shadow import ShadowMmu
 from vmm.mmu.walk import GuestPaging
 from vmm.monitor import Monitor
+from vmm.network import Port
 from vmm.operands import Operands
 from vmm.segments import Segments
 from vmm.start import Start
@@ -63,6 +64,7 @@ class Vm:
     console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None. icount: virtual time is the number of
     instructions retired instead. The parts named below are the back-end's: it puts them under the VM. domain: what a paravirtual guest has in
     place of a PC. cpu_model: the CPU that the guest sees; a back-end that can run another says so.
+    network: where its Ethernet adapter is plugged in; None: it has none.
     """
 
     memory: GuestMemory
@@ -84,6 +86,7 @@ class Vm:
         console: Console | None = None,
         time_source: Callable[[], int] | None = None,
         icount: bool = False,
+        network: Port | None = None,
     ) -> None:
         if not 1 <= memory_mib <= 3072:
             raise InputError(f"-m {memory_mib}: guest memory must be 1 to 3072 MiB")
@@ -114,7 +117,10 @@ class Vm:
             stop=self._device_stop,
             interrupts_changed=self._interrupts_changed,
             date=DATE if icount else None,
+            network=network,
         )
+        if network is not None and self.board.adapter is not None:
+            network.plug(self.clock, self.board.adapter.receive)
         self.receive: Callable[[bytes], None] = self.board.serial.receive
         self.lapic_page: LapicPage | None = None
         if isinstance(self.mmu, (ShadowMmu, NestedMmu)):

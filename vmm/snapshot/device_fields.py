@@ -15,6 +15,7 @@ from vmm.devices.interrupts import Interrupts
 from vmm.devices.ioapic import IoApic
 from vmm.devices.keyboard import Keyboard
 from vmm.devices.lapic import LocalApic
+from vmm.devices.ne2000 import Ne2000
 from vmm.devices.pic import EdgeLevelControl, Pic, PicPair
 from vmm.devices.pit import Counter, Pit
 from vmm.devices.rtc import Rtc
@@ -98,6 +99,9 @@ FIELDS: Mapping[type, Fields] = {
             " read_end write_end"
         ),
         wires=_words("_disk _changed slot"),
+    ),
+    Ne2000: Fields(
+        plain=_words("memory command interrupt registers station at left receive_status send_status level"), wires=_words("_network _line prom")
     ),
     PostCode: Fields(plain=("code",)),
     DebugConsole: Fields(wires=("_console",)),
