@@ -74,7 +74,7 @@ class Events:
 
     def interrupt(self, vector: int, back_to: int, *, software: bool) -> None:
         """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to. Raises GuestFault."""
-        if software or back_to != self.vcpu.eip or not self.inject(vector):  # ICEBP returns behind itself
+        if software or vector == Vector.NMI or back_to != self.vcpu.eip or not self.inject(vector):  # IF or not; ICEBP returns behind itself
             self._deliver(vector, None, software=software, external=not software, back_to=back_to)
 
     def _deliver(self, vector: int, error: int | None, *, software: bool, external: bool, back_to: int) -> None:

@@ -83,7 +83,12 @@ class External:
     """An interrupt is pending, IF is set and the guest is at an instruction boundary."""
 
 
-Exit = Sensitive | Raised | PageFault | SoftwareInterrupt | DeviceMemory | PortAccess | Hypercall | Privileged | External
+@dataclass(slots=True)
+class NonMaskable:
+    """A non-maskable interrupt, which the guest takes now: it is at an instruction boundary, and its last one has ended."""
+
+
+Exit = Sensitive | Raised | PageFault | SoftwareInterrupt | DeviceMemory | PortAccess | Hypercall | Privileged | External | NonMaskable
 
 
 @dataclass(frozen=True, slots=True)

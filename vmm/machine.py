@@ -46,9 +46,9 @@ BUS = 1 << 39
 _INTERCEPT_BASE = 0x60  # the exit code that stands for bit 0 of the CPU's first word of intercepts
 _INTR_PIN = 2  # of the requests that the CPU looks at between instructions
 _KICK = 1 << 6  # a system management interrupt, which no device of ours raises
-_VIRTUAL = 1 << 8  # and the guest's own
+_VIRTUAL, _NMI = 1 << 8, 1 << 9  # and the guest's own
 _LONG_MODE, _CODE_64, _SMAP = 1 << 14, 1 << 15, 1 << 23  # in the decoding flags
-_NESTED = 1 << 6  # in those behind them
+_NMI_BLOCKED, _NESTED = 1 << 2, 1 << 6  # in those behind them
 _AC = 1 << 18  # in EFLAGS
 _GUEST_MODE = 1 << 21  # in the decoding flags: intercepts are active
 
@@ -197,7 +197,7 @@ class Machine:
         if self.features is not None and before.features != world.features:
             self.features[:] = list(struct.unpack("<8Q", world.features))
         asked = self._requests.value
-        before.requests = asked & (_INTR_PIN | _VIRTUAL)
+        before.requests = asked & (_INTR_PIN | _VIRTUAL | _NMI)
         self._requests.value = asked & ~before.requests | world.requests
         uclib.uc_ctl(self._handle, _FLUSH_TLB)
 
@@ -415,6 +415,19 @@ class Machine:
     def virtual_interrupt(self, waits: bool) -> None:
         with self._kicking:
             self._requests.value = self._requests.value & ~_VIRTUAL | (_VIRTUAL if waits else 0)
+
+    def raise_nmi(self) -> None:
+        """The CPU's NMI pin: in guest mode an exit comes at the next instruction boundary, unless one is being handled. Not from another thread."""
+        with self._kicking:
+            self._requests.value |= _NMI
+        if self.running:
+            self._leave_chain.value = 0xFFFF
+
+    def take_nmi(self) -> None:
+        """The non-maskable interrupt is delivered: others wait until the guest executes IRET."""
+        with self._kicking:
+            self._requests.value &= ~_NMI
+        self.state[Cpu.HFLAGS2] |= _NMI_BLOCKED
 
     def write_msr(self, number: int, value: int) -> None:
         """Writes one of the CPU's own MSRs."""

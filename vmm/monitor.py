@@ -15,6 +15,7 @@ from vmm.exits import (
     Exit,
     External,
     Hypercall,
+    NonMaskable,
     Outcome,
     PageFault,
     PortAccess,
@@ -94,6 +95,10 @@ class Monitor:
                     vm.lapic_page.refresh()
                 vm.stats.injected[vector] += 1
                 vm.events.interrupt(vector, vcpu.eip, software=False)
+                return RESUME
+            case NonMaskable():
+                vm.stats.injected[Vector.NMI] += 1
+                vm.events.interrupt(Vector.NMI, vcpu.eip, software=False)
                 return RESUME
             case DeviceMemory(gpa, gva, write):
                 return access_device_memory(vm, gpa, gva, write)

@@ -28,7 +28,8 @@ from tests.machine.long_kernel import (
     long_kernel,
     run_long,
 )
-from tests.machine.small_kernel import LOG, STACK, USER_PAGES
+from tests.machine.small_kernel import LOG, STACK, USER_PAGES, small_kernel
+from tests.machine.small_kernel import TO_USER as SMALL_TO_USER
 from tests.machine.test_errata import kicked
 from tests.unit.boot.test_linux import bzimage
 from vmm.backends.hw import Hardware, HwOptions
@@ -382,3 +383,50 @@ def test_what_does_not_exit() -> None:
     assert isinstance(backend, Hardware)
     assert set(vm.stats.architectural) == {"nested page fault", "port", "wrmsr"}
     assert vm.stats.engine == {"control register": 2, "ldtr tr": 1}
+
+
+# -- non-maskable interrupts -----------------------------------------------------------------------------------------------------------
+
+
+class _Button:
+    """A device that raises a non-maskable interrupt when it is written."""
+
+    def __init__(self, backend: Hardware) -> None:
+        self.backend = backend
+
+    def access(self, offset: int, size: int, value: int | None) -> int:
+        if value is not None:
+            self.backend.raise_nmi()
+        return 0
+
+
+def _with_button(parts: dict[int, bytes], mmu: str = "nested") -> Vm:
+    vm = flat_vm(parts, options=HwOptions(mmu=mmu))
+    assert isinstance(vm.backend, Hardware)
+    vm.board.bus.attach_ports(0x99, 1, _Button(vm.backend))
+    assert finish(vm) == 0
+    return vm
+
+
+def test_a_non_maskable_interrupt() -> None:
+    """Taken with IF clear, at the end of the block that asked for it, on the gate's own stack; another one waits until IRET has ended the first."""
+    first = "cmp rcx,1; jne second; out 0x99,al; mov edx,7; second: iretq"  # the second comes where the first returns to
+    handler = f"inc ecx; mov rax,[rsp]; mov [{LOG}+rcx*8],rax; mov [{LOG + 0x40}+rcx*8],rdx; mov [{LOG + 0x80}],rsp; {first}"
+    kernel = f"xor ecx,ecx; xor edx,edx; cli; out 0x99,al; jmp n; n: nop; mov [{LOG}],rcx; {FINISH}; l: jmp l"
+    vm = _with_button(long_kernel(kernel, handlers={2: handler}, stacks={2: 1}))
+    count, at_first, at_second = log(vm, 3)
+    assert (count, at_first, vm.linear.read(at_first - 4, 5)) == (2, at_second, b"\xe6\x99\xeb\x00\x90")
+    assert log(vm, 11)[9:] == [0, 7]
+    assert log(vm, 17)[16] == IST_STACK - 40
+    assert vm.stats.architectural["nmi"] == vm.stats.injected[2] == 2
+
+
+@pytest.mark.parametrize("mmu", ("nested", "shadow"))
+def test_a_non_maskable_interrupt_in_32_bit_code(mmu: str) -> None:
+    """From user mode with interrupts off, into the kernel and back; what cannot be delivered is a #GP with its gate's number."""
+    parts = small_kernel(SMALL_TO_USER, user="mov ecx,5; out 0x99,al; inc ecx; int 0x80", handlers={2: "add ecx,10; .byte 0xcf", 0x80: FINISH})
+    parts = {at: part.replace(b"\x68\x02\x02\0\0", b"\x68\x02\x30\0\0") for at, part in parts.items()}  # IOPL 3, and IF clear
+    vm = _with_button(parts, mmu)
+    assert vm.vcpu.register(1) == 16
+    absent = small_kernel("out 0x99,al; l: jmp l", handlers={13: f"pop dword ptr [{LOG}]; {FINISH}"})
+    assert log(_with_button(absent, mmu), 1)[0] & 0xFFFFFFFF == 2 << 3 | 3

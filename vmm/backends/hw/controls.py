@@ -42,7 +42,7 @@ def new_vmcs(options: HwOptions, nested_root: int) -> Vmcs:
             vmcs[_MASKS[name]] = 0xFFFFFFFF
         elif name == "exception":
             vmcs[Field.EXCEPTION_BITMAP] |= 1 << number
-    vmcs[Field.PIN_BASED_CONTROLS] = Pin.EXTERNAL_INTERRUPT_EXITING
+    vmcs[Field.PIN_BASED_CONTROLS] = Pin.EXTERNAL_INTERRUPT_EXITING | Pin.NMI_EXITING
     vmcs[Field.PRIMARY_CONTROLS], vmcs[Field.SECONDARY_CONTROLS] = primary, secondary
     vmcs[Field.VM_EXIT_CONTROLS] = Leave.HOST_ADDRESS_SPACE_SIZE | Leave.LOAD_IA32_EFER
     vmcs[Field.EPT_POINTER] = nested_root | _EPT_FORM

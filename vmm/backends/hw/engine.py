@@ -25,7 +25,7 @@ from vmm.backends.native.vcpu import NativeVcpu
 from vmm.cpu_state import GENERAL, Cpu
 from vmm.cpuid import CPU_32, CPU_64
 from vmm.events import Events
-from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
+from vmm.exits import End, Exit, External, NonMaskable, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.lapic_page import GFN as LAPIC
 from vmm.machine import EFER_HOST, KICK_EXIT, PHYSICAL_CR0, PHYSICAL_CR4, MachineError, NoCode
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vmm.start import Start
     from vmm.vm import Vm
 
-_CR3_LOAD, _PAGE_FAULT, _INTR, _CPUID = EXIT + 0x13, EXIT + 0x4E, EXIT + 0x60, EXIT + 0x72
+_CR3_LOAD, _PAGE_FAULT, _INTR, _NMI, _CPUID = EXIT + 0x13, EXIT + 0x4E, EXIT + 0x60, EXIT + 0x61, EXIT + 0x72
 _IO = int(Reason.IO)
 _EXTERNAL = External()
 _POLLS = 64  # reads of device memory in a row, before a page that may be lent is
@@ -259,6 +259,8 @@ class Hardware:
             pass
         elif vector == _INTR and not machine.virtual_interrupt:
             self._external()
+        elif vector == _NMI:
+            self._non_maskable()
         else:
             self.synchronize()
             if (injected := self.svm.take_injected()) is not None:
@@ -348,6 +350,19 @@ class Hardware:
         self.report(Reason.INTERRUPT_WINDOW if self._waited else Reason.EXTERNAL_INTERRUPT)
         self._waited = False
         self.exit(_EXTERNAL)
+
+    def raise_nmi(self) -> None:
+        """A non-maskable interrupt, from whatever has one for the guest: at the next instruction boundary, or when the last one's handler is done."""
+        self.vcpu.halted = False
+        self.machine.raise_nmi()
+
+    def _non_maskable(self) -> None:
+        """Pin-based NMI exiting: the VMM takes it, and gives it to the guest."""
+        self.machine.take_nmi()
+        self.report(Reason.EXCEPTION, name="nmi")
+        self.vmcs[Field.EXIT_INTERRUPTION_INFO] = 1 << 31 | 2 << 8 | Vector.NMI
+        self.synchronize()
+        self.exit(NonMaskable())
 
     def _exited(self, code: int) -> None:
         reason = self.svm.reason(code)

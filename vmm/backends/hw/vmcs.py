@@ -45,7 +45,7 @@ class Field(IntEnum):
 class Pin(IntFlag):
     """Pin-based VM-execution controls (25.6.1)."""
 
-    EXTERNAL_INTERRUPT_EXITING = 1 << 0
+    EXTERNAL_INTERRUPT_EXITING, NMI_EXITING = 1 << 0, 1 << 3
 
 
 class Primary(IntFlag):
