@@ -8,12 +8,14 @@ This CPU delivers nothing by itself, so every event of every back-end comes thro
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Protocol
 
 from vmm.cpu_state import Cpu
 from vmm.exits import End, Stop, Stopped
 from vmm.faults import GuestFault, GuestPageFault
+from vmm.gates import Entry, Gates
 from vmm.mmu.linear import LinearMemory
 from vmm.segments import Segments
 from vmm.stack import Stack
@@ -59,6 +61,7 @@ class Events:
     def __init__(self, vcpu: Vcpu, linear: LinearMemory, segments: Segments) -> None:
         self.vcpu, self.linear, self.segments = vcpu, linear, segments
         self.inject: Callable[[int], bool] = lambda vector: False
+        self.gates = Gates(vcpu, linear)
 
     def raise_exception(self, vector: int, error: int | None = None) -> None:
         """An exception of the instruction at EIP; a fault on the way becomes a double fault. Raises Stopped on a triple fault."""
@@ -84,6 +87,9 @@ class Events:
             return
         if self.linear.paging.long:
             self._deliver_long(vector, error, software=software, external=external, back_to=back_to)
+            return
+        entry = self.gates.find(vector, software)
+        if entry is not None and self._enter(entry, vector, error, back_to, faults=not software and not external):
             return
         ext = 0 if software else 1
         about_gate = vector << 3 | 2 | ext
@@ -115,7 +121,8 @@ class Events:
         if not software and not external and vector in _FAULTS_WITH_RF:
             flags |= Flag.RF
         frame = [flags, vcpu.cs.selector, back_to]
-        level = vcpu.cpl if code & CONFORMING else dpl(code)
+        cpl = vcpu.cpl
+        level = cpl if code & CONFORMING else dpl(code)
         if flags & Flag.VM and level:
             raise GuestFault(Vector.GP, selector & 0xFFFC | ext)
         if level < vcpu.cpl:
@@ -140,6 +147,38 @@ class Events:
         off = Flag.TF | Flag.NT | Flag.RF | Flag.VM | (Flag.IF if kind & 1 == 0 else 0)
         vcpu.set_flags(flags & ~off)
         self._delivered(vector)
+        if width == 4:
+            self.gates.remember(vector, software, cpl, selector, Entry(entered, offset, level, off, stack.segment if level < cpl else None, 0))
+
+    def _enter(self, entry: Entry, vector: int, error: int | None, back_to: int, *, faults: bool) -> bool:
+        """Delivers by what is known of a gate. False, and nothing was done: that is not enough."""
+        vcpu, flags = self.vcpu, self.vcpu.flags()
+        if flags & Flag.VM:
+            return False
+        if faults and vector in _FAULTS_WITH_RF:
+            flags |= Flag.RF
+        if entry.stack is None:
+            ss = vcpu.ss
+            if ss.base or not ss.wide:
+                return False
+            frame, esp = [flags, vcpu.cs.selector, back_to], vcpu.esp
+        else:
+            frame, esp = [vcpu.ss.selector, vcpu.esp, flags, vcpu.cs.selector, back_to], self.linear.memory.words[entry.esp_at]
+        if error is not None and vector in ERROR_CODE_VECTORS:
+            frame.append(error)
+        frame.reverse()
+        esp -= 4 * len(frame)
+        if esp < 0 or esp & 0xFFF > 0x1000 - 4 * len(frame):
+            return False  # over a page's end, where both pages are to be looked at first
+        self.linear.write(esp, struct.pack(f"<{len(frame)}I", *frame), entry.level == 3)
+        if entry.stack is not None:
+            vcpu.ss = entry.stack
+        vcpu.cs = entry.code
+        vcpu.cpl = entry.level
+        vcpu.esp, vcpu.eip = esp, entry.offset
+        vcpu.set_flags(flags & ~entry.cleared)
+        self._delivered(vector)
+        return True
 
     def _deliver_long(self, vector: int, error: int | None, *, software: bool, external: bool, back_to: int) -> None:
         """In long mode: gates of 16 bytes into 64-bit code, a stack from the TSS by the gate's wish too, and five words or six in any case."""

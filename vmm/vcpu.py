@@ -7,6 +7,7 @@ and task registers, MSRs. Words that translated code reads live in the window an
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Protocol
 
 from vmm.cpu_state import Cpu
@@ -16,6 +17,7 @@ from vmm.x86.bits import Flag
 from vmm.x86.descriptors import NULL, Segment
 
 _VIRTUAL_FLAGS = Flag.IF | Flag.IOPL
+_TABLES = itemgetter(*(word >> 2 for word in (Word.CR0, Word.CR3, Word.CR4, Word.GDT_LIMIT, Word.GDT_BASE, Word.IDT_LIMIT, Word.IDT_BASE)))
 
 
 def _word(offset: int, name: str) -> property:
@@ -43,7 +45,8 @@ class Vcpu(Protocol):
 
     trap_flag: TF in virtual kernel mode. inhibited: no interrupt before the next instruction is done. state: the CPU's live state, for
     what is always the guest's own. delivered: events so far. debug: DR0 to DR7. msrs: the MSRs that exist and are no more than stored values.
-    code_64: in 64-bit code; registers, EIP and ESP have 64 bits then, otherwise 32.
+    code_64: in 64-bit code; registers, EIP and ESP have 64 bits then, otherwise 32. tables(): all that says where page tables and descriptor
+    tables are and how they are read, to be compared.
     """
 
     state: memoryview[int]
@@ -85,6 +88,8 @@ class Vcpu(Protocol):
     def flags(self) -> int: ...
 
     def set_flags(self, value: int) -> None: ...
+
+    def tables(self) -> object: ...
 
     def register(self, number: int) -> int: ...
 
@@ -184,6 +189,10 @@ class DeprivilegedVcpu:
         self.trap_flag = bool(value & Flag.TF)
         physical = value & ~(_VIRTUAL_FLAGS | Flag.TF | Flag.VM | Flag.RF) | Flag.IF
         self.machine.set_flags(physical & 0x3F7FD7 | 2)
+
+    def tables(self) -> object:
+        """Control registers, GDTR, IDTR and TR."""
+        return _TABLES(self.words), self.efer, self._tr
 
     def register(self, number: int) -> int:
         """General register by its encoding, 32 bits."""

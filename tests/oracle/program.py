@@ -7,6 +7,8 @@ DONE to DONE + 4 KiB is mapped to itself. Knows how each side is run; knows no t
 
 from __future__ import annotations
 
+import math
+import resource
 import struct
 import subprocess
 import tempfile
@@ -98,8 +100,13 @@ def _boot(qemu: str, programs: Sequence[Program]) -> bytes:
         kernel.write_bytes(_kernel(programs))
         command = [qemu, "-kernel", str(kernel), "-cpu", "qemu32,+nx", "-m", "64", "-display", "none", "-no-reboot", "-net", "none"]
         command += ["-debugcon", f"file:{printed}", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
+        most = math.ceil(_SECONDS + 0.05 * len(programs))  # of CPU time; one that halts for ever takes none
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+
         try:
-            subprocess.run(command, timeout=_SECONDS + 0.05 * len(programs), capture_output=True, check=False)
+            subprocess.run(command, timeout=10 * most, capture_output=True, check=False, preexec_fn=limit)
         except subprocess.TimeoutExpired:
             pass
         return printed.read_bytes() if printed.exists() else b""

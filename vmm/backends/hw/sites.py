@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bt.decode import Instruction
 from vmm.backends.live import code_address, instruction_at
 from vmm.cpu_state import Cpu
+from vmm.mmu.footprint import Words, footprint
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -25,7 +26,7 @@ class Sites:
 
     def __init__(self, vm: Vm) -> None:
         self.vm, self.state, self.wide, self.quads = vm, vm.machine.state, vm.machine.wide, vm.machine.quads
-        self._known: dict[int, tuple[Instruction, int, object, itemgetter[object], object]] = {}
+        self._known: dict[int, tuple[Instruction, int, object, Words, object]] = {}
 
     def forget(self) -> None:
         """The tables may be read in another way from now on."""
@@ -48,19 +49,7 @@ class Sites:
         if instruction is not None:
             if len(self._known) == _MOST:
                 self._known.clear()
-            if (words := self._words(instruction)) is not None:
+            words = footprint(self.vm.memory, self.vm.paging, [(code_address(self.vm, self.vm.vcpu.eip), len(instruction.raw))])
+            if words is not None:
                 self._known[self.wide[_EIP]] = instruction, self.state[_HFLAGS], _WHERE(self.wide), words, words(self.quads)
         return instruction
-
-    def _words(self, instruction: Instruction) -> itemgetter[object] | None:
-        """Gets the words that the look depended on; None when one is not in RAM, or the instruction is on two pages."""
-        vm = self.vm
-        linear = code_address(vm, vm.vcpu.eip)
-        last = linear + len(instruction.raw) - 1
-        if (linear ^ last) >> 12:
-            return None
-        gpa = vm.paging.walk(linear).gpa
-        words = [gpa, gpa + len(instruction.raw) - 1, *vm.paging.trail(linear)]
-        if any(at >> 12 >= vm.memory.count for at in words):
-            return None
-        return itemgetter(*{vm.memory.frames[at >> 12] << 9 | (at & 0xFFF) >> 3 for at in words})

@@ -6,6 +6,7 @@ Knows where the CPU keeps its state, and which derived state a change brings alo
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 
 from vmm.cpu_state import Cpu
 from vmm.cpuid import EFER
@@ -16,6 +17,9 @@ from vmm.x86.descriptors import Segment
 _INHIBITED = 8  # in the decoding flags: the shadow of STI and of loads of SS
 _TSS_BUSY = 1 << 9
 _LONG_MODE, _CODE_64 = 1 << 14, 1 << 15  # in the decoding flags
+_TABLES = itemgetter(
+    *(at + part >> 1 for at in (Cpu.GDT, Cpu.IDT, Cpu.TR) for part in (Cpu.BASE, Cpu.LIMIT)), *(at >> 1 for at in (Cpu.TR, Cpu.CR0, Cpu.CR3, Cpu.CR4))
+)
 _ALL = 0xFFFF_FFFF_FFFF_FFFF
 _VIRTUAL_FLAGS = Flag.IF | Flag.IOPL
 
@@ -198,6 +202,11 @@ class NativeVcpu:
         """Writes EFLAGS whole."""
         self.machine.set_flags(value & 0x3F7FD7 | 2)
         self.state[Cpu.HFLAGS] &= ~Flag.TF  # the CPU takes TF from EFLAGS: in the decoding flags it would outlive it
+
+    def tables(self) -> object:
+        """Control registers, GDTR, IDTR and TR."""
+        held = _TABLES(self.wide), self._efer
+        return held if self.kept is None else (held, *self.kept.values())
 
     def register(self, number: int) -> int:
         """General register by its encoding, as wide as the code that runs."""

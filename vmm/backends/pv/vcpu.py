@@ -91,6 +91,10 @@ class PvVcpu:
     def trap_flag(self, on: bool) -> None:
         self.machine.set_trap_flag(on)
 
+    def tables(self) -> object:
+        """The guest has none of its own that are read for it."""
+        return self.cr3
+
     def flags(self) -> int:
         """EFLAGS as the guest sees it where the VMM shows it."""
         return self.machine.flags() & ~(Flag.IF | Flag.IOPL) | self.virtual_flags
