@@ -228,6 +228,17 @@ def counted(guest: Guest) -> tuple[Counter[int], Counter[int]]:
     return refs, typed
 
 
+def check_code(guest: Guest, leaf: int) -> None:
+    """Of a frame without code nothing can be executed unseen; of one with code every store is seen."""
+    frames = guest.frames
+    for entry in guest.machine.quads[leaf * 512 : leaf * 512 + 512].tolist():
+        frame = (entry & _ADDRESS) >> 12
+        if entry & P:
+            assert frames.coded[frame] or entry >> 63, hex(entry)
+            assert not frames.coded[frame] or not entry & W or not entry >> 63, hex(entry)
+            assert not frames.coded[frame] or not frames.plain[frame]
+
+
 def check(guest: Guest) -> None:
     """Counts are what the definition says, and no frame is both a table and writable."""
     refs, typed = counted(guest)
@@ -238,6 +249,7 @@ def check(guest: Guest) -> None:
     for leaf in frames.pinned | guest.mmu.leaves.tables:
         assert frames.typed[leaf] > 0
     for leaf in guest.mmu.leaves.tables:
+        check_code(guest, leaf)
         for entry in guest.machine.quads[leaf * 512 : leaf * 512 + 512].tolist():
             if entry & P:
                 assert (entry & _ADDRESS) >> 12 in {*guest.mfns[:_PAGES], *guest.chunk}

@@ -342,6 +342,22 @@ def test_code_through_a_read_only_alias() -> None:
     assert log(vm, 1) == [sum(range(1, 9))]
 
 
+def test_code_in_a_page_that_is_used_again() -> None:
+    """Executed by one mapping, which goes; written by another, which goes too; executed again: all of it is new, not only what was written first."""
+    read, write = BASE + 0x180000, BASE + 0x181000
+    page, places = page_of(DATA), (0, 0x100, 0x200)
+
+    def calls(at: int) -> str:
+        return "; ".join(f"mov eax,{read + place}; call eax; mov [{LOG + 4 * (at + n)}],eax" for n, place in enumerate(places))
+
+    stores = "; ".join(f"mov dword ptr [{write + place + 1}],{20 + n}" for n, place in enumerate(places))
+    unmap = [call(14, gva, 0, 0, 2) for gva in (DATA, read, write)]
+    first = f"{unmap[0]}; {map_page(read, page, 0x61)}; {calls(0)}; {unmap[1]}"
+    again = f"{map_page(write, page, 0x63)}; {stores}; {unmap[2]}; {map_page(read, page, 0x61)}; {calls(3)}"
+    body = b"".join(bytes((0xB8, 10 + n, 0, 0, 0, 0xC3)).ljust(0x100, b"\xcc") for n in range(3))
+    assert log(run({CODE: f"{first}; {again}; {FINISH}", DATA: body}), 6) == [10, 11, 12, 20, 21, 22]
+
+
 def leaf_table() -> int:
     """Where a guest sees its table for the first 2 MiB: as every page table, mapped read-only."""
     start = pv_vm({CODE: "nop"}).start

@@ -44,7 +44,7 @@ class DirectMmu:
         self.base = -1  # the top-level table in use
         self.directories = [-1, -1, -1, -1]  # quads index of each directory in use, -1 for none
         self.leaves = Leaves(machine, frames)
-        self._hot = (frames.kind, frames.typed, frames.untyped, frames.owned, frames.plain, frames.mixed, machine.words, self.leaves.tables)
+        self._hot = (frames.kind, frames.typed, frames.owned, frames.plain, machine.words, self.leaves.tables)
         self._roots = roots = machine.allocate(2 + -(-len(visible) // 512))
         for hfn in roots:
             machine.clear(hfn)
@@ -56,7 +56,7 @@ class DirectMmu:
             self.quads[roots[2 + n // 512] * 512 + n % 512] = hfn << 12 | _READ_ONLY
         for n, hfn in enumerate(roots[2:]):
             self._own[n] = hfn << 12 | TABLE_ENTRY & ~(Pte.U | Pte.W)
-        frames.changed_type = machine.flush_tlb
+        frames.changed_type, frames.drop_code = machine.flush_tlb, host.drop_code
         self._take: dict[int, Callable[[int], None]] = {
             Kind.LEAF: self.leaves.take,
             Kind.DIRECTORY: lambda mfn: self._take_directory(mfn, 512),
@@ -227,7 +227,7 @@ class DirectMmu:
 
         A hot path: what `update` would do, without its calls. Python's numbers of 32 bits are faster than those of 64.
         """
-        kind, typed, untyped, owned, plain, mixed, words, tables = self._hot
+        kind, typed, owned, plain, words, tables = self._hot
         mfn, frame, at = address >> 12, entry >> 12, address >> 2
         try:
             if above or high or address & 7 or mfn not in tables or not owned[mfn] or mfn in self.frames.whole_tables:
@@ -239,7 +239,7 @@ class DirectMmu:
             return False
         self.fills += 1
         words[at] = entry
-        words[at + 1] = 0 if untyped[frame] or mixed[frame] else 0x80000000
+        words[at + 1] = 0x80000000
         if not typed[frame]:
             kind[frame] = 1
         typed[frame] += 1
@@ -259,7 +259,7 @@ class DirectMmu:
         count, halves = len(requests) >> 4, memoryview(requests).cast("I")
         if halves[1::2].tobytes() != bytes(8 * count) or any(requests[8::16].translate(_NOT_PLAIN)) or any(requests[9::16].translate(_GLOBAL)):
             return next((n for n in range(count) if not self.update_leaf(*_REQUEST.unpack_from(requests, 16 * n))), count)
-        kind, typed, untyped, owned, plain, mixed, words, tables = self._hot
+        kind, typed, owned, plain, words, tables = self._hot
         quads = self.quads
         base, left = -1, iter(halves[::4].tolist())
         try:
@@ -273,7 +273,7 @@ class DirectMmu:
                 old = words[at]
                 if not plain[frame] or old & 3 == 1:
                     break
-                quads[address >> 3] = entry if untyped[frame] or mixed[frame] else entry | _NX
+                quads[address >> 3] = entry | _NX
                 held = typed[frame]
                 typed[frame] = held + 1
                 if not held:
@@ -390,7 +390,7 @@ class DirectMmu:
     def written(self, mfn: int) -> None:
         """The VMM wrote to a frame: what was compiled of it is dropped if any may be (erratum 6)."""
         frames = self.frames
-        if frames.mixed[mfn] or frames.untyped[mfn]:
+        if frames.coded[mfn]:
             self.host.drop_code(mfn)
 
     # -- faults -----------------------------------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ class DirectMmu:
         frame = (entry & ADDRESS) >> 12
         frames = self.frames
         frames.single(frame)
-        frames.mixed[frame] = 1
+        frames.execute(frame)
         self.quads[at] = entry & ADDRESS
         if frames.typed[frame] + frames.untyped[frame] > 1:
             wanted = (entry & ~0xFFF) | _NX

@@ -45,15 +45,16 @@ class Frames:
     whole. Whatever treats one frame of a chunk differently breaks it for good: from then on its frames are counted one by one.
 
     owned[mfn] is 1 for a frame of the guest's. typed counts references that hold its type: writable mappings, table entries, pins, registers;
-    kind is the type they hold, and without any only remembered. untyped counts the others: read-only mappings. mixed[mfn] is 1 when a frame is
-    executed and written. plain[mfn] is 1 for a frame of the guest's whose kind is none or writable: one that may be mapped writable without
-    another look. changed_type(): a frame that was writable becomes something else, so no stale translation may let it be written.
+    kind is the type they hold, and without any only remembered. untyped counts the others: read-only mappings. coded[mfn] is 1 when the CPU may hold
+    code that it compiled from the frame: it is or was executable. plain[mfn] is 1 for a frame of the guest's that is not coded and whose kind is none
+    or writable: one that may be mapped writable without another look. changed_type(): a frame that was writable becomes something else, so no stale
+    translation may let it be written.
     """
 
     def __init__(self, machine: Machine) -> None:
         count = machine.size // 4096
         self.count = count
-        self.owned, self.kind, self.mixed = bytearray(count), bytearray(count), bytearray(count)
+        self.owned, self.kind, self.coded = bytearray(count), bytearray(count), bytearray(count)
         self.plain = bytearray(count)
         self.typed, self.untyped = [0] * count, [0] * count
         self.chunk = [-1] * count  # by frame: which chunk it belongs to
@@ -67,6 +68,7 @@ class Frames:
         self.free: list[int] = []  # owned by nobody in the guest, kept for it
         self.changed_type: Callable[[], None] = lambda: None
         self.reclaim: Callable[[int], None] = lambda mfn: None  # the VMM may give up its own use of a frame
+        self.drop_code: Callable[[int], None] = lambda mfn: None  # the CPU's
 
     def adopt(self, mfns: list[int]) -> None:
         """Makes frames the guest's, in the order of its own pages."""
@@ -142,10 +144,18 @@ class Frames:
     def dropped(self, mfn: int) -> None:
         """There is a reference less, maybe the last."""
         if not self.untyped[mfn] and not self.typed[mfn]:
-            self.mixed[mfn] = 0
             if mfn in self.given_up:
                 self.given_up.remove(mfn)
                 self.free.append(mfn)
+
+    def execute(self, mfn: int) -> None:
+        """The CPU may compile code from a frame from now on."""
+        self.coded[mfn], self.plain[mfn] = 1, 0
+
+    def forget_code(self, mfn: int) -> None:
+        """A frame that nobody can execute is about to be written: no code of what stands there is left."""
+        self.drop_code(mfn)
+        self.coded[mfn], self.plain[mfn] = 0, 1
 
     def take_type(self, mfn: int, kind: int) -> bool:
         """One reference more that holds a type; True when it is the first, so that the contents must be checked. Raises Refused."""
@@ -161,7 +171,7 @@ class Frames:
         if first:
             if self.kind[mfn] == Kind.WRITABLE and kind != Kind.WRITABLE:
                 self.changed_type()
-            self.kind[mfn], self.plain[mfn] = kind, kind == Kind.WRITABLE
+            self.kind[mfn], self.plain[mfn] = kind, kind == Kind.WRITABLE and not self.coded[mfn]
         self.typed[mfn] += 1
         return first
 
@@ -197,6 +207,6 @@ class Frames:
         if not self.free:
             return None
         mfn = self.free.pop()
-        self.owned[mfn] = self.plain[mfn] = 1
+        self.owned[mfn], self.plain[mfn] = 1, not self.coded[mfn]
         self.kind[mfn] = Kind.WRITABLE  # as far as the TLB knows
         return mfn

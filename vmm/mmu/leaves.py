@@ -79,7 +79,7 @@ class Leaves:
 
     def _take_each(self, mfn: int) -> None:
         frames, quads, at = self.frames, self.quads, mfn * 512
-        owned, kind, typed, untyped, mixed, plain = frames.owned, frames.kind, frames.typed, frames.untyped, frames.mixed, frames.plain
+        owned, kind, typed, untyped, coded, plain = frames.owned, frames.kind, frames.typed, frames.untyped, frames.coded, frames.plain
         entries = quads[at : at + 512].tolist()
         index = -1
         try:
@@ -95,13 +95,17 @@ class Leaves:
                     if typed[frame]:
                         if kind[frame] != 1:
                             self._reclaimed(frame)
-                    no_execute = not mixed[frame] and not untyped[frame]
                     if kind[frame] != 1:
-                        kind[frame] = plain[frame] = 1
+                        kind[frame], plain[frame] = 1, not coded[frame]
+                    if coded[frame] and not typed[frame] and not untyped[frame]:
+                        frames.forget_code(frame)
+                    no_execute = not coded[frame]
                     typed[frame] += 1
                 else:
                     self.frames.single(frame)
-                    no_execute = bool(typed[frame]) and kind[frame] == 1 and not mixed[frame]
+                    no_execute = bool(typed[frame]) and kind[frame] == 1 and not coded[frame]
+                    if not no_execute:
+                        frames.execute(frame)
                     untyped[frame] += 1
                 if no_execute != entry >> 63:
                     quads[at + index] = entry ^ _NX
@@ -127,12 +131,15 @@ class Leaves:
         if frame >= frames.count or not frames.owned[frame]:
             raise Refused(Errno.PERM, FOREIGN)
         if entry & Pte.W:
-            alone = not frames.untyped[frame]
             frames.take_type(frame, Kind.WRITABLE)
-            no_execute = alone and not frames.mixed[frame]
+            if frames.coded[frame] and frames.typed[frame] == 1 and not frames.untyped[frame]:
+                frames.forget_code(frame)
+            no_execute = not frames.coded[frame]
         else:
             frames.single(frame)
-            no_execute = frames.typed[frame] > 0 and frames.kind[frame] == Kind.WRITABLE and not frames.mixed[frame]
+            no_execute = frames.typed[frame] > 0 and frames.kind[frame] == Kind.WRITABLE and not frames.coded[frame]
+            if not no_execute:
+                frames.execute(frame)
             frames.untyped[frame] += 1
         return entry | _NX if no_execute else entry
 

@@ -81,7 +81,7 @@ class Arguments:
             raise Refused(Errno.FAULT, _WILD) from None
         self.memory_words[at >> 2] = value & 0xFFFFFFFF
         mfn, frames = at >> 12, self.mmu.frames
-        if frames.mixed[mfn] or frames.untyped[mfn]:
+        if frames.coded[mfn]:
             self.mmu.written(mfn)
 
     def write_words(self, gva: int, *values: int) -> None:

@@ -200,6 +200,7 @@ def _exchange(domain: XenDomain, request: int) -> int:
         new = frames.grow()
         assert new is not None
         domain.machine.clear(new)
+        domain.mmu.written(new)
         domain.m2p[new] = page
         arguments.write_words(wanted + 4 * n, new)
         arguments.write_words(request + 40, n + 1)
