@@ -59,6 +59,6 @@ def test_a_long_call_ends_with_the_time() -> None:
     mmu.write(_LIST, _multicall([(26, _REQUESTS, 20000, 0, 0x7FF0)] * 8192))
     mmu.write(_REQUESTS, _FLUSH * 20000)
     mmu.write(DATA, bytes(8))
-    stop = vm.run(0.2)
+    stop = vm.run(1)
     assert stop.why is End.TIMEOUT, describe(vm, stop)
-    assert vm.stats.hypercalls["multicall"] > 3
+    assert vm.stats.hypercalls["multicall"] > 1

@@ -73,7 +73,7 @@ class XenDomain:
         self._blocks = False
         self.nmi_pending = self._nmi_masked = False
         self.work = 0  # done beside entries looked at, in as much
-        self.preempted = False  # the last hypercall is to be asked for again
+        self.preempted = False  # a hypercall since this was cleared is to be asked for again
         self._one_shot: Alarm | None = None
         self._periodic: Alarm | None = None
         self.period = _PERIOD
@@ -103,7 +103,6 @@ class XenDomain:
     def hypercall(self, number: int) -> Outcome:
         """One hypercall: arguments and the result are in the CPU's registers."""
         state = self.machine.state
-        self.preempted = False
         try:
             result = call(self, number, state[6], state[2], state[4], state[12], state[14])
         except Preempted as preempted:

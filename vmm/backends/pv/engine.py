@@ -45,6 +45,7 @@ class Paravirtual:
         self.state, self.stats, self.mmu, self.shared, self.traps = vm.machine.state, vm.stats, domain.mmu, domain.shared, domain.traps
         self.caches: Mapping[str, TranslationCache] = {}
         self.monitor: Monitor
+        self._own_names: Mapping[str, object] = {}
         self.after_step: Callable[[bool], None] | None = None
         self._guest_trap_flag = False
         self.port_fault: bytes | None = None  # the state before an IN or OUT that is being aborted
@@ -66,6 +67,7 @@ class Paravirtual:
         machine.set_cr0(_CR0)
         machine.set_cr4(_CR4)
         self.monitor = self.vm.monitor
+        self._own_names = vars(self.monitor)  # "handle" is among them while somebody watches
         self.domain.start(domain)
         self.domain.descriptors.enter()
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
@@ -169,7 +171,7 @@ class Paravirtual:
         """Most exits are hypercalls: unless somebody watches the monitor, they take its way without its door, a third of their time."""
         stats = self.stats
         stats.architectural["hypercall"] += 1
-        if "handle" in vars(self.monitor):
+        if "handle" in self._own_names:
             self.exit(Hypercall(number))
             return
         stats.last.append(("Hypercall", self.state[_EIP]))
@@ -326,7 +328,7 @@ class Paravirtual:
             self._on_interrupt(vector)
         else:
             counter.uncount()
-            calls, self.monitor.completed = self.stats.architectural["hypercall"], False
+            calls, self.monitor.completed, self.domain.preempted = self.stats.architectural["hypercall"], False, False
             self._on_interrupt(vector)
             done = self.monitor.completed
             if self.stats.architectural["hypercall"] != calls:
