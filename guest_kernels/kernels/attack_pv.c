@@ -13,7 +13,8 @@
 #include "../lib/trap.h"
 
 enum { EPERM = 1, ENOENT = 2, EFAULT = 14, EBUSY = 16, EEXIST = 17, EINVAL = 22, ENOSYS = 38 };
-enum { PIN_L4 = 3, UNPIN = 4, CLEAR_PAGE = 16, COPY_PAGE = 17, DECREASE_RESERVATION = 1 };
+enum { PIN_L4 = 3, UNPIN = 4, CLEAR_PAGE = 16, COPY_PAGE = 17, DECREASE_RESERVATION = 1, EXCHANGE = 11, REGISTER_INFO = 10 };
+enum { MAP_GRANT = 0, COPY_GRANT = 5, BAD_DOMAIN = -2, BAD_GRANT = -3, DENIED = -8, BAD_PAGE = -9, BAD_COPY = -10 };
 
 #define WINDOW 0x00f00000u /* an address whose table exists; what is mapped there does not matter */
 
@@ -201,6 +202,83 @@ static void report_wild_pointers(void)
     expect(hypercall(MMU_UPDATE, (u32)good, 2, (u32)done, DOMID_SELF, 0), EFAULT, "wild pointers: where mmu_update tells how many were done");
 }
 
+struct grant_map {
+    u64 address;
+    u32 flags, reference;
+    u16 domain;
+    short status;
+    u32 handle;
+    u64 bus;
+};
+
+struct grant_copy {
+    u32 source;
+    u16 source_domain, source_at;
+    u32 target;
+    u16 target_domain, target_at, size, flags;
+    short status;
+};
+
+static int map_grant(u16 domain, u32 reference, u32 flags)
+{
+    struct grant_map request = {WINDOW, flags, reference, domain, 99, 0, 0};
+    int result = hypercall(GRANT_TABLE_OP, MAP_GRANT, (u32)&request, 1, 0, 0);
+    return result ? result : request.status;
+}
+
+static int copy_grant(u32 source, u16 domain, u32 target, u16 at, u16 flags)
+{
+    struct grant_copy request = {source, domain, 0, target, DOMID_SELF, at, 16, flags, 99};
+    int result = hypercall(GRANT_TABLE_OP, COPY_GRANT, (u32)&request, 1, 0, 0);
+    return result ? result : request.status;
+}
+
+/* Grants of others, grants that say other things than they may, memory that is not ours by way of those that are. */
+static void report_grants(void)
+{
+    static volatile struct {
+        u16 flags, domain;
+        u32 frame;
+    } grants[PAGE_SIZE / 8] __attribute__((aligned(4096)));
+    u32 foreign = foreign_frame(1), plain = (u32)page_alloc(), table = (u32)table_entry(&space, WINDOW) & ~(PAGE_SIZE - 1), frame;
+    struct {
+        u16 domain, unused;
+        u32 frames;
+        short status;
+        u32 list;
+    } setup = {DOMID_SELF, 0, 1, 0, (u32)&frame};
+    report(hypercall(GRANT_TABLE_OP, SETUP_TABLE, (u32)&setup, 1, 0, 0) == 0 && setup.status == 0
+               && map((u32)grants, (u64)frame << 12 | PAGE_PRESENT | PAGE_WRITE) == 0, "a grant table");
+    grants[1].domain = grants[2].domain = grants[3].domain = 1;
+    grants[1].frame = foreign;
+    grants[2].frame = own_frame(table);
+    grants[3].frame = own_frame(plain);
+    grants[1].flags = grants[2].flags = 1;
+    grants[3].flags = 1 | 4; /* read-only */
+    expect(map_grant(7, 1, 2), -BAD_DOMAIN, "a grant of another domain");
+    expect(map_grant(0, 1, 2), -BAD_DOMAIN, "a grant of the control domain");
+    expect(map_grant(DOMID_SELF, 0, 2), -BAD_GRANT, "a grant that is none");
+    expect(map_grant(DOMID_SELF, 0xffffffff, 2), -BAD_GRANT, "a grant beyond the table");
+    report(map_grant(DOMID_SELF, 1, 2) < 0, "a grant of a foreign frame");
+    report(map_grant(DOMID_SELF, 2, 2) < 0, "a writable grant of a page table");
+    expect(map_grant(DOMID_SELF, 3, 2), -DENIED, "a read-only grant, to write");
+    expect(copy_grant(foreign, DOMID_SELF, own_frame(plain), 0, 0), -BAD_PAGE, "a copy out of a foreign frame");
+    expect(copy_grant(own_frame(plain), DOMID_SELF, foreign, 0, 0), -BAD_PAGE, "a copy into a foreign frame");
+    expect(copy_grant(own_frame(plain), DOMID_SELF, own_frame(table), 0, 0), -BAD_PAGE, "a copy into a page table");
+    expect(copy_grant(own_frame(plain), 7, own_frame(plain), 0, 0), -BAD_DOMAIN, "a copy for another domain");
+    expect(copy_grant(own_frame(plain), DOMID_SELF, own_frame(plain), PAGE_SIZE - 8, 0), -BAD_COPY, "a copy over the end of a page");
+    expect(copy_grant(own_frame(plain), DOMID_SELF, 2, 0, 2), -BAD_PAGE, "a copy into a page table by a grant");
+    u32 page = 0, exchange[11] = {(u32)&foreign, 1, 0, 0, DOMID_SELF, (u32)&page, 1, 0, 0, DOMID_SELF, 0};
+    expect(hypercall(MEMORY_OP, EXCHANGE, (u32)exchange, 0, 0, 0), EPERM, "an exchange of a foreign frame");
+    frame = own_frame(table);
+    exchange[0] = (u32)&frame;
+    expect(hypercall(MEMORY_OP, EXCHANGE, (u32)exchange, 0, 0, 0), EBUSY, "an exchange of a page table");
+    u32 place[4] = {foreign, 0, 0, 0};
+    expect(hypercall(VCPU_OP, REGISTER_INFO, 0, (u32)place, 0, 0), EPERM, "the CPU's information in a foreign frame");
+    place[0] = own_frame(table);
+    expect(hypercall(VCPU_OP, REGISTER_INFO, 0, (u32)place, 0, 0), EBUSY, "the CPU's information in a page table");
+}
+
 static void report_events(void)
 {
     u32 port = 999;
@@ -228,5 +306,6 @@ void main(void)
     report_stores();
     report_descriptors();
     report_wild_pointers();
+    report_grants();
     report_events();
 }
