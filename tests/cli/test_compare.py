@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.layers import ROOT
 from tests.require import require_file
 from tools.cli import status
 from tools.fetch_guests import guest
@@ -109,3 +115,18 @@ def test_bad_input(words: list[str], complaint: str, capfd: pytest.CaptureFixtur
     assert compare(*words) == 2
     shown = capfd.readouterr()
     assert shown.out == "" and shown.err.startswith(complaint) and shown.err.count("\n") == 1
+
+
+def test_an_interruption_shows_what_there_is(tmp_path: Path) -> None:
+    """Ctrl-C: no further cell is run, results are written, status 130."""
+    path = tmp_path / "found.json"
+    command = [sys.executable, "-c", "from tools.cli import main; main()", "compare", "nano", "--jobs", "1", "--rounds", "50", "--json", str(path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True) as process:
+        children = Path(f"/proc/{process.pid}/task")
+        end = time.monotonic() + 60
+        while not any(task.joinpath("children").read_text() for task in children.iterdir()):
+            assert process.poll() is None and time.monotonic() < end
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert json.loads(path.read_text())["schema"] == 1

@@ -60,7 +60,8 @@ def compare(request: Request) -> int:
     interrupted = False
     with _progress(jobs) as done:
         try:
-            found.extend(_measured(jobs, request, done))
+            for row in _measured(jobs, request, done):
+                found.append(row)
         except KeyboardInterrupt:
             interrupted = True
     found.sort(key=lambda row: jobs.index(row.job))

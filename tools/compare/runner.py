@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import groupby
+from threading import Event
 from typing import Final
 
 from tools.compare.cell import Wanted
@@ -22,6 +23,7 @@ _LONGEST_NS: Final = 600_000_000
 """Wall time that it is to take at most: rows that wait use little CPU time."""
 _MOST: Final = 20_000_000
 _TRIES: Final = 4
+_STOPPED: Final = Sample("interrupted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,16 @@ def jobs_of(cells: Iterable[Cell], rounds: int, timeout: float, icount: bool) ->
     return [RowJob(kernel, row, tuple(cell.way for cell in group), rounds, timeout, icount) for (kernel, row), group in grouped]
 
 
-def measure_row(job: RowJob, done: Callable[[], object] = lambda: None) -> RowSamples:
-    """Carries a job out. `done` is called after each way's warm-up and after each of its measurements, or once for all that are left out."""
+def measure_row(job: RowJob, done: Callable[[], object] = lambda: None, stopped: Callable[[], bool] = lambda: False) -> RowSamples:
+    """Carries a job out. `done` is called for each way's warm-up and for each of its measurements, left out or not.
+
+    Once `stopped` says so nothing more is run, and what is left has that as its reason.
+    """
     samples: dict[str, list[Sample]] = {}
     wanted: dict[str, Wanted] = {}
     for way in job.ways:
         first = Wanted(Cell(job.kernel, job.row, way), None, job.timeout, job.icount)
-        found = _right_amount(first)
+        found = _STOPPED if stopped() else _right_amount(first)
         done()
         if isinstance(found, Sample):
             samples[way] = [found]
@@ -67,18 +72,19 @@ def measure_row(job: RowJob, done: Callable[[], object] = lambda: None) -> RowSa
     for _ in range(job.rounds):
         for way, again in wanted.items():
             if not (samples[way] and samples[way][-1].reason):
-                samples[way].append(run_cell(again))
+                samples[way].append(_STOPPED if stopped() else run_cell(again))
             done()
     return RowSamples(job, {way: _sound(samples[way]) for way in job.ways})
 
 
 def measure_all(jobs: list[RowJob], processes: int, done: Callable[[], object]) -> Iterator[RowSamples]:
     """Carries all jobs out, so many at a time; yields what became of each as it ends."""
-    pool = ThreadPoolExecutor(processes)
+    pool, stop = ThreadPoolExecutor(processes), Event()
     try:
-        for future in as_completed([pool.submit(measure_row, job, done) for job in jobs]):
+        for future in as_completed([pool.submit(measure_row, job, done, stop.is_set) for job in jobs]):
             yield future.result()
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 

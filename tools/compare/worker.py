@@ -23,7 +23,7 @@ _GRACE: Final = 20.0
 
 def run_cell(wanted: Wanted) -> Sample:
     """Runs a cell in a process of its own. Whatever goes wrong there is the sample's reason."""
-    command = [sys.executable, "-m", "tools.compare.worker"]
+    command = [sys.executable, "-P", "-m", "tools.compare.worker"]  # -P: a folder "tools" where the user stands is none of ours
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         done = subprocess.run(
