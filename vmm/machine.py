@@ -106,6 +106,7 @@ class Machine:
         self.memory = memoryview(self._map)
         self.words = self.memory.cast("I")
         self.quads = self.memory.cast("Q")
+        self.shared = shared
         self.bare, self.visible = bare, size - BARE_PRIVATE if bare else size
         self._bottom = (size - runs) // FRAME
         self._top = size // FRAME

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 
-COUNTING = frozenset(("bt", "native", "pv", "step"))
+COUNTING = frozenset(("bt", "hw", "native", "pv", "step"))
 """The back-ends that count instructions: `--icount`."""
 
 

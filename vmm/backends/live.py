@@ -11,7 +11,7 @@ from bt.decode import Instruction, decode, decode_long
 from bt.discover import LONGEST
 from vmm.cpu_state import Cpu
 from vmm.faults import GuestFault
-from vmm.x86.bits import Vector
+from vmm.x86.bits import Fault, Vector
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -57,3 +57,20 @@ def int_size(vm: Vm, vector: int, behind: int) -> int:
     except GuestFault:
         return 1
     return 2 if raw[0] == 0xCD and raw[1] == vector else 1
+
+
+def is_fetch(vm: Vm, gva: int, error: int) -> bool:
+    """Whether a page fault that the CPU has just taken is of the fetch of the instruction at EIP, and not of its operand."""
+    vcpu = vm.vcpu
+    linear = code_address(vm, vcpu.eip)
+    if error & (Fault.I | Fault.W) or gva - linear & 0xFFFF_FFFF_FFFF_FFFF >= LONGEST:
+        return bool(error & Fault.I)
+    if not (gva ^ linear) >> 12:
+        return True
+    load_tables(vm)
+    try:
+        raw = vm.linear.read(linear, 0x1000 - (linear & 0xFFF), vcpu.cpl == 3, fetch=True)
+    except GuestFault:
+        return True
+    decoded = decode_long(raw, vcpu.eip) if vcpu.code_64 else next(decode(raw, vcpu.eip, vcpu.cs.wide), None)
+    return decoded is None

@@ -31,6 +31,7 @@ class NestedMmu:
         self.on_write: Callable[[int], object] = lambda gfn: True
         self.lent: dict[int, int] = {}
         self.dirty: set[int] | None = None  # frames written since `watch_writes`; None: nobody watches
+        self._filled = False
         self._tables: dict[tuple[int, int], int] = {}  # (level, gpa >> bits below it) -> hfn
         (self._top,) = machine.allocate(1)
         machine.clear(self._top)
@@ -55,6 +56,12 @@ class NestedMmu:
         except OutOfFrames:  # a guest that touches addresses all over the place
             self.forget()
             self._fill(gpa >> 21)
+
+    def fill_ram(self) -> None:
+        """Makes the entries of all RAM, now and whenever they are dropped: no access to it faults for want of one."""
+        self._filled = True
+        for region in range((self.memory.count + 511) >> 9):
+            self._fill(region)
 
     def _fill(self, region: int) -> None:
         first = region << 9
@@ -140,6 +147,8 @@ class NestedMmu:
         self.lent.clear()
         self.machine.clear(self._top)
         self.machine.flush_tlb()
+        if self._filled:
+            self.fill_ram()
 
     # -- what emulated instructions ask for: the guest's own tables are the CPU's business -----------------------------------------------
 

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING
 from bt.cache import TranslationCache
 from bt.sensitive import classify, row_of
 from vmm.backends.hw.controls import new_vmcs, set_start
+from vmm.backends.hw.counting import Counting
 from vmm.backends.hw.instructions import NAMES, Instructions
 from vmm.backends.hw.options import HwOptions
 from vmm.backends.hw.shadow import ShadowPaging
 from vmm.backends.hw.sites import Sites
 from vmm.backends.hw.svm import EXIT, NESTED_FAULT, Svm
-from vmm.backends.hw.vmcs import Field, Reason
+from vmm.backends.hw.vmcs import Field, Primary, Reason
 from vmm.backends.live import code_address, instruction_at, int_size, load_tables
 from vmm.backends.native.ports import PortFault
 from vmm.backends.native.tables import NativeDescriptors
 from vmm.backends.native.vcpu import NativeVcpu
 from vmm.cpu_state import GENERAL, Cpu
 from vmm.cpuid import CPU_32, CPU_64
+from vmm.errors import InputError
 from vmm.events import Events
 from vmm.exits import End, Exit, External, NonMaskable, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestFault, GuestPageFault
@@ -59,6 +61,8 @@ class Hardware:
         vm.linear = LinearMemory(self.memory, self.paging)
         self.vcpu = vm.vcpu = NativeVcpu(vm.machine)
         vm.cpu_model = CPU_32 if options.mmu == "shadow" else CPU_64  # shadow tables are walked in legacy mode
+        if vm.icount is not None and vm.machine.shared:
+            raise InputError("--icount: --backend hw counts instructions only on a machine of its own")
         self.nested = NestedMmu(vm.machine, self.memory)
         self.shadow = ShadowPaging(vm.machine, self.memory, self.paging, self.vcpu) if options.mmu != "nested" else None
         vm.mmu = self.shadow.mmu if self.shadow else self.nested
@@ -66,11 +70,14 @@ class Hardware:
         self.caches: Mapping[str, TranslationCache] = {}
         self.svm = Svm(vm.machine)
         self.vmcs = new_vmcs(options, self.nested.root)
+        if vm.icount is not None:
+            self.vmcs[Field.PRIMARY_CONTROLS] |= Primary.RDTSC_EXITING  # the CPU's own counts something else
         self.port_fault = PortFault(vm.machine, self.shadow.empty_root) if self.shadow else PortFault(vm.machine)
         self._waited = False  # whether the interrupt that is pending found the guest's IF clear
         self._ports = {number: f"port {number:#x}" for name, number in options.exit_on if name == "io"}
         self.wanted = {name for name, _ in options.exit_on}
         self.coherence = Coherence(vm.machine, self.memory, self.nested, self.paging, self.synchronize)
+        self.counting = Counting(self, vm.icount) if vm.icount is not None else None
         self.sites = Sites(vm)
         self.instructions = Instructions(self)
         self._device_reads = 0
@@ -101,8 +108,12 @@ class Hardware:
             self.paging.load(self.vcpu.cr0, self.vcpu.cr3, self.vcpu.cr4, self.vcpu.efer)
             self.shadow.begin(vmcs)
             self.svm.change_controls(vmcs, checks_cr3=False)
-        machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
-        machine.on_port, machine.on_memory, machine.on_fast_call = self._on_port, self._on_memory, self._on_fast_call
+        machine.on_interrupt, machine.on_invalid = self.on_interrupt, self.on_invalid
+        machine.on_port, machine.on_memory, machine.on_fast_call = self.on_port, self._on_memory, self.on_fast_call
+        if self.counting is not None:
+            self.counting.take_over()
+            if self.shadow is None:
+                self.nested.fill_ram()
         if self.vm.lapic_page is not None:
             self.vm.lapic_page.unread = lambda: self.shadow is None and LAPIC not in self.nested.lent
         if isinstance(self.vm.events, Events):
@@ -114,8 +125,8 @@ class Hardware:
     # -- what the monitor asks for -----------------------------------------------------------------------------------------------
 
     def retired(self) -> int:
-        """Instructions are not counted."""
-        return 0
+        """Instructions retired so far, where they are counted."""
+        return self.counting.counter.retired if self.counting is not None else 0
 
     def run(self) -> None:
         """Runs guest code until the engine is stopped: by the ticker, for a wait, or for good."""
@@ -125,7 +136,7 @@ class Hardware:
         if vm.stopped is None and not self.vcpu.halted:
             self.machine.set_interrupt_pin(vm.board.interrupts.asserted)
             try:
-                self.machine.run()
+                (self.counting.counter if self.counting is not None else self.machine).run()
             except MachineError as error:
                 if self.shadow is not None and self._tasks_switched(self.shadow):
                     return
@@ -199,6 +210,8 @@ class Hardware:
         if vm.lapic_page is not None:
             vm.lapic_page.mmu = self.nested
         self._keep_code_coherent()
+        if self.counting is not None:
+            self.nested.fill_ram()
 
     def _tasks_switched(self, shadow: ShadowPaging) -> bool:
         """Whether the guest's CR3 got into the CPU by a hardware task switch, of which this CPU gives no exit: the end under shadow paging."""
@@ -227,7 +240,7 @@ class Hardware:
 
     def _inject(self, vector: int) -> bool:
         """An external interrupt: by the CPU itself, unless another one is pending, which its INTR pin would report first."""
-        if self._failed or self.vm.board.interrupts.asserted or not self.machine.running:
+        if self._failed or self.vm.board.interrupts.asserted or not self.machine.running or self.counting is not None:
             self.synchronize()
             return False
         self.svm.inject(vector)
@@ -236,7 +249,7 @@ class Hardware:
 
     # -- what the CPU reports ----------------------------------------------------------------------------------------------------
 
-    def _on_interrupt(self, vector: int) -> None:
+    def on_interrupt(self, vector: int) -> None:
         """Every exception, INT and exit of the CPU."""
         if vector == _CPUID and self.shadow is None and self.instructions.cpuid():
             return
@@ -399,7 +412,7 @@ class Hardware:
             case Stop():
                 vm.stop(outcome)
 
-    def _on_invalid(self) -> None:
+    def on_invalid(self) -> None:
         """An undefined instruction: this CPU reports it apart, and ICEBP with it."""
         self.machine.clear_event()
         if self.port_fault.pending:
@@ -420,7 +433,7 @@ class Hardware:
         else:
             self.exit(Raised(Vector.UD))
 
-    def _on_fast_call(self) -> int:
+    def on_fast_call(self) -> int:
         """SYSENTER, and SYSCALL, which only 64-bit code has. Returns the instruction's size."""
         if self.vcpu.code_64 and self.instructions.syscall():
             return 2
@@ -437,7 +450,7 @@ class Hardware:
             self.exit(Raised(Vector.UD))
         return len(instruction.raw)
 
-    def _on_port(self, port: int, size: int, value: int | None) -> int:
+    def on_port(self, port: int, size: int, value: int | None) -> int:
         if self.state[Cpu.HFLAGS] & 3 and (self.vcpu.cpl > self.vcpu.iopl or self.state[Cpu.EFLAGS] & Flag.VM):
             self.synchronize()
             if not self.port_fault.allowed(self.vm, port, size):
@@ -448,6 +461,8 @@ class Hardware:
 
     def _end_port_access(self) -> None:
         exit_ = self.port_fault.end()
+        if self.counting is not None:
+            self.counting.counter.go_back(self.counting.retired_before_port)
         self.synchronize()
         self.stats.engine["exception 13"] += 1
         self.exit(exit_)

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bt.cache import TranslationCache
-from bt.decode import decode
-from bt.discover import LONGEST
 from bt.sensitive import row_of
 from vmm.backends.counter import Counter
-from vmm.backends.live import instruction_at, int_size, load_tables
+from vmm.backends.live import instruction_at, int_size, is_fetch, load_tables
 from vmm.backends.native.ports import PortFault
 from vmm.backends.native.tables import NativeDescriptors, NativeMmu
 from vmm.backends.native.vcpu import NativeVcpu
@@ -22,12 +20,11 @@ from vmm.cpu_state import GENERAL, Cpu
 from vmm.cpuid import CPU_32, SYSENTER_CS
 from vmm.emulate import ROUTINES
 from vmm.exits import End, Exit, External, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Wait
-from vmm.faults import GuestPageFault
 from vmm.machine import VMM_EXIT, NoCode
 from vmm.memory import GuestMemory
 from vmm.mmu.linear import LinearMemory
 from vmm.mmu.walk import GuestPaging
-from vmm.x86.bits import Cr0, Cr4, Fault, Flag, Vector
+from vmm.x86.bits import Cr0, Cr4, Flag, Vector
 from vmm.x86.descriptors import PRESENT, TSS_AVAILABLE, Segment, segment
 from vmm.x86.svm import ExitCode
 
@@ -306,7 +303,9 @@ class Native:
         counter, state, machine = self.counter, self.state, self.machine
         assert counter is not None
         software = state[machine.is_int]
-        between = vector == VMM_EXIT + ExitCode.INTR or vector == Vector.PF and not software and self._is_fetch()
+        between = vector == VMM_EXIT + ExitCode.INTR
+        if vector == Vector.PF and not software:
+            between = is_fetch(self.vm, state[Cpu.CR2], state[machine.error_code])
         if self.port_fault.pending or vector == Vector.DB and not software:  # a single step is done
             self._on_interrupt(vector)
         elif not between:
@@ -320,22 +319,6 @@ class Native:
             machine.stop()
         else:
             self._on_interrupt(vector)
-
-    def _is_fetch(self) -> bool:
-        """Whether the page fault that was just taken is of the fetch of an instruction, and not of its operand."""
-        state, vcpu = self.state, self.vcpu
-        gva, error = state[Cpu.CR2], state[self.machine.error_code]
-        linear = vcpu.cs.base + vcpu.eip & 0xFFFFFFFF
-        if error & (Fault.I | Fault.W) or gva - linear & 0xFFFFFFFF >= LONGEST:
-            return bool(error & Fault.I)
-        if not (gva ^ linear) >> 12:
-            return True
-        load_tables(self.vm)
-        try:
-            raw = self.vm.linear.read(linear, 0x1000 - (linear & 0xFFF), vcpu.cpl == 3, fetch=True)
-        except GuestPageFault:
-            return True
-        return next(decode(raw, vcpu.eip, vcpu.cs.wide), None) is None
 
     def _on_counted_invalid(self) -> None:
         assert self.counter is not None
