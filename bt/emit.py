@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from bt.block import ADJUSTED, CLEAN, ITERATIONS, MIDWAY, RETURNING, SHADOWED, SPILLED, Block, Mode, Site, SiteKind, Translation
 from bt.decode import ADDRESS_SIZE, OPERAND_SIZE, Instruction, has_memory_operand, memory_operand, operand_registers, stores_by_override
 from bt.sensitive import Class, Row, Treatment
-from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, WORD_BY_NAME, Word
+from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, SAME_CODE, WORD_BY_NAME, Word
 
 TRAP_VECTOR = 0xF0
 TRAP = bytes((0xCD, TRAP_VECTOR))  # every trapping stub: what is meant stands in its site
@@ -444,7 +444,7 @@ class Emitter:
         return instruction.next
 
     def return_from_interrupt(self, instruction: Instruction, row: Row) -> int | None:
-        """To user mode with IF set and nothing unusual the CPU's own iret does it; everything else is the VMM's."""
+        """With nothing unusual in the frame the CPU's own iret goes to user mode, and a jump to where kernel code goes on; the rest is the VMM's."""
         if not self.options.native_iret or self.options.user:
             return self.callout(instruction, row)  # control comes back here only when it returns to the instruction behind
         address = instruction.address
@@ -452,20 +452,53 @@ class Emitter:
         self.mark(address, SPILLED | _ECX)
         self.put(b"\x8b\x0c\x24")  # mov ecx,[esp]: a fault on the frame is to be met in the CPU's order
         self.put(b"\x0f\xb6\x4c\x24\x04", b"\x36\x0f\xb6\x89" + self.word(RING_3))  # movzx ecx,byte [esp+4]: CS; movzx ecx,byte ss:[ring 3+ecx]
-        slow = [self.jump_if_zero()]
-        self.put(b"\x0f\xb7\x4c\x24\x09", b"\x36\x0f\xb6\x89" + self.word(FLAGS_CLASS))  # movzx ecx,word [esp+9]: EFLAGS bits 8-23
-        self.put(b"\x8d\x49\xfe\xe3\x05\xe9")  # lea ecx,[ecx-2]; jecxz plain; jmp slow
-        slow.append(len(self.code))
-        self.put(bytes(4))
+        inward = self.jump_if_zero()
+        slow = [self.unless_interrupts_on()]
         self.put(b"\x36\x8a\x0d" + self.word(_IF_BYTE), b"\x36\x88\x0d" + self.word(Word.FLAGS_BEFORE + 1))  # through cl
         self.put(self.set_byte(DOORBELL + _IF_BYTE, 2))
         self.mark(address, MIDWAY)
         self.put(self.restore(_ECX))
         self.mark(address, RETURNING)
         self.put(b"\xcf")
+        self.fix(inward, self.here)
+        self.mark(address, SPILLED | _ECX)
+        slow += self.return_within_the_kernel(address)
         self.slow_paths += [(field, instruction, row, self.here) for field in slow]
         self.jump(instruction.next)  # the slow path ends here when the iret led to the instruction behind
         return None
+
+    def return_within_the_kernel(self, address: int) -> list[int]:
+        """An iret that leaves CS as it is: a jump, and a popf for the flags. Returns the rel32s of what is not for us.
+
+        Linux does 40,000 in a boot, to serialize the CPU when it has changed its code.
+        """
+        self.put(b"\x0f\xb7\x4c\x24\x04", b"\x36\x0f\xb6\x89" + self.word(SAME_CODE))  # movzx ecx,word [esp+4]; movzx ecx,byte ss:[same code+ecx]
+        slow = [self.jump_if_zero()]
+        self.put(b"\x8b\x4c\x24\x08", self.load_flags_class())  # mov ecx,[esp+8]: all of the frame can be read
+        slow.append(self.jump_if_zero())
+        self.mark(address, MIDWAY)  # no fault until ECX is again the only register that is spilled
+        self.put(self.save(_EDX), b"\x0f\xb7\x4c\x24\x04", self.load(_EDX, Word.CS), b"\xf7\xd2")  # movzx ecx,word [esp+4]; not edx
+        self.put(b"\x8d\x4c\x11\x01", self.restore(_EDX))  # lea ecx,[ecx+edx+1]: 0 when it is CS
+        self.mark(address, SPILLED | _ECX)
+        self.put(b"\xe3\x05\xe9")  # jecxz over
+        slow.append(len(self.code))
+        self.put(bytes(4), self.load_flags_class())
+        self.put(b"\x8d\x49\xfe\xe3\x0a")  # lea ecx,[ecx-2]; jecxz set
+        self.put(self.set_byte(_IF_BYTE, 0), b"\xeb\x08")  # jmp behind
+        self.put(self.set_byte(DOORBELL + _IF_BYTE, 2))
+        self.mark(address, MIDWAY)
+        self.put(b"\x59", self.store(_ECX, Word.TARGET), b"\x8d\x64\x24\x04\x9d")  # pop ecx; lea esp,[esp+4]; popf
+        self.to_target(address)
+        return slow
+
+    def load_flags_class(self) -> bytes:
+        """The class of the flags that an iret is to load into ECX: movzx ecx,word [esp+9]; movzx ecx,byte ss:[classes+ecx]."""
+        return b"\x0f\xb7\x4c\x24\x09\x36\x0f\xb6\x89" + self.word(FLAGS_CLASS)
+
+    def unless_interrupts_on(self) -> int:
+        """Goes to a place that is fixed later unless an iret is to set IF and nothing unusual. Returns the rel32's offset."""
+        self.put(self.load_flags_class(), b"\x8d\x49\xfe\xe3\x05\xe9", bytes(4))  # lea ecx,[ecx-2]; jecxz over; jmp
+        return len(self.code) - 4
 
     def jump_if_zero(self) -> int:
         """jecxz over a jump over a jump: goes to a place that is fixed later when ECX is 0. Returns the rel32's offset."""

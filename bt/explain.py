@@ -14,7 +14,7 @@ from bt.decode import Instruction
 from bt.emit import TRAP
 from bt.listing import REGISTERS
 from bt.sensitive import Row, Treatment
-from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RING_3, SLOTS, WORD_BY_NAME, Word
+from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RING_3, SAME_CODE, SLOTS, WORD_BY_NAME, Word
 
 _IF = Word.FLAGS + 1
 _NAMES = {
@@ -37,6 +37,11 @@ _FIXED: tuple[tuple[bytes, str], ...] = (
     (b"\x8b\x0c\x24", "look at the top of the stack: a fault comes here"),
     (b"\x89\x0c\x24", "put the merged flags there"),
     (b"\x8d\x8c\x11", "merge the virtual IF and IOPL into the flags"),
+    (b"\x8b\x4c\x24\x08", "all of the frame can be read: a fault comes here"),
+    (b"\xf7\xd2", "less one, its negative"),
+    (b"\x8d\x4c\x11\x01", "0 when they are the same"),
+    (b"\x8d\x64\x24\x04", "past CS, to the flags"),
+    (b"\x0f\xb7\x4c\x24\x04", "the CS to return to"),
     (b"\x0f\xb7\x4c\x24", "bits 8 to 23 of the flags to be loaded"),
     (b"\x0f\xb6\x4c\x24", "the CS to return to"),
     (b"\x8d\x49\xfe", "0 when IF is to be set"),
@@ -49,6 +54,7 @@ _TABLES = {
     FLAGS_CLASS: "their class: 0 for the VMM, 1 with IF clear, 2 with IF set",
     RING_3: "1 when it is of ring 3",
     LOADABLE: "1 when the CPU may load it",
+    SAME_CODE: "1 when it would load what CS has, if it is the same",
 }
 _BY_TREATMENT = {
     Treatment.READ_WORD: "store it in the guest's operand",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bt.block import ADJUSTED, MIDWAY, RETURNING, SHADOWED, SPILLED, Site, SiteKind, Translation
 from bt.decode import Instruction, decode
-from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, SLOTS, WORD_BY_NAME
+from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RETURNS, RETURNS_SIZE, RING_3, SAME_CODE, SLOTS, WORD_BY_NAME
 
 REGISTERS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _WINDOW_OPERAND = re.compile(r"(ss:\[(?:[^]]*? ([+-]) )?)(0x[0-9a-f]+)\]")
@@ -143,6 +143,8 @@ def word_name(offset: int, translation: Translation) -> str:
     """The name of a place in the window's data."""
     if offset >= LOADABLE:
         return "loadable?"
+    if offset >= SAME_CODE:
+        return "same code?"
     if offset >= SLOTS:
         slots = translation.slots.get(offset)
         number = (offset - SLOTS) // 4

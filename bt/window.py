@@ -32,14 +32,15 @@ MODES = 8
 SLOTS = RETURNS + (MODES + 1) * RETURNS_SIZE  # chaining slots of 4 bytes; not 256 pages from a table: the CPU's TLB would hold only one
 CODE = 0x400000
 LOADABLE = CODE - 0x10000  # a byte for each selector: 1 when the guest's kernel may load it into a data segment register
-SLOT_LIMIT = (LOADABLE - SLOTS) // 4
+SAME_CODE = LOADABLE - 0x10000  # a byte for each selector: 1 when, with it in CS, loading CS with it anew changes nothing
+SLOT_LIMIT = (SAME_CODE - SLOTS) // 4
 
 PLAIN_CLEAR, PLAIN_SET = 1, 2  # classes of flags that a stub may load: IF clear, IF set; 0: ask the VMM
 
 
 def flags_classes() -> bytes:
-    """For bits 8-23 of a flags image: PLAIN_CLEAR or PLAIN_SET by its IF; 0 when it sets TF, IOPL, VM, VIF or VIP."""
-    plain = bytes(0 if low & 0x31 else PLAIN_SET if low & 2 else PLAIN_CLEAR for low in range(256))
+    """For bits 8-23 of a flags image: PLAIN_CLEAR or PLAIN_SET by its IF; 0 when it sets TF, IOPL, NT, VM, VIF or VIP."""
+    plain = bytes(0 if low & 0x71 else PLAIN_SET if low & 2 else PLAIN_CLEAR for low in range(256))
     return b"".join(bytes(256) if high & 0x1A else plain for high in range(256))
 
 

@@ -12,7 +12,7 @@ from tests.bench.conftest import Keep
 from tests.bench.timing import VMM, compiled_environment, cpu_seconds, in_turns
 from tests.guests.dialogue import Step, talk_to_process
 from tests.guests.initrd import READY, make_initrd
-from tests.guests.test_linux import BUSYBOX, MEMORY_MIB, OLD_PC
+from tests.guests.linux import BUSYBOX, MEMORY_MIB, OLD_PC
 from tests.guests.test_long import QEMU_64
 from tests.guests.test_qemu import QEMU
 from tests.machine.flat import FINISH, flat_vm

@@ -1,4 +1,4 @@
-"""Debian's Linux, unmodified, in guest mode: to a shell, whose programs compute what the host computes, and to the reboot that ends the run.
+"""Debian's Linux, unmodified: to a shell, whose programs compute what the host computes, and to the reboot that ends the run.
 
 Knows what a person would type and see.
 """
@@ -9,59 +9,24 @@ import gzip
 import hashlib
 import random
 import re
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.guests.dialogue import Dialogue, Step
-from tests.guests.initrd import READY, make_initrd
+from tests.guests.dialogue import Step
+from tests.guests.linux import OLD_PC, boot
 from tests.require import require_file
 from tools.fetch_guests import guest
+from vmm.backends import Options
+from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions
-from vmm.exits import End
-from vmm.vm import Vm, machine_for
-
-MEMORY_MIB = 256
-TIMEOUT = 150.0
-BUSYBOX = {"linux-amd64": "busybox-amd64"}  # by kernel, where it is not the 32-bit one
-OLD_PC = "console=ttyS0 nolapic noapic acpi=off pci=off"
-
-
-class _Timed(Dialogue):
-    """A dialogue that notes when each step's text came."""
-
-    def __init__(self, steps: tuple[Step, ...]) -> None:
-        super().__init__(steps)
-        self.at: list[float] = []
-
-    def write(self, data: bytes) -> None:
-        before = len(self.progress.cpu)
-        super().write(data)
-        self.at += [time.monotonic()] * (len(self.progress.cpu) - before)
-
-
-def boot(
-    kernel: str, command_line: str, steps: tuple[Step, ...], folder: Path, files: dict[str, bytes] | None = None, mmu: str = "auto"
-) -> tuple[Vm, _Timed]:
-    """Boots to the shell, holds the dialogue and reboots; the run must end by that."""
-    image = require_file(guest(kernel), "Linux (python -m tools.fetch_guests)")
-    busybox = require_file(guest(BUSYBOX.get(kernel, "busybox")), "BusyBox (python -m tools.fetch_guests)")
-    initrd = folder / "initrd.cpio"
-    initrd.write_bytes(make_initrd(busybox.read_bytes(), files))
-    console = _Timed((Step(READY), *steps))
-    options = HwOptions(mmu=mmu)
-    vm = Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, console=console)
-    vm.load(str(image), append=command_line, initrd=str(initrd))
-    stop = vm.run(TIMEOUT)
-    assert stop.why is End.RESET, f"{stop.reason}, behind:\n{console.text[-3000:]}"
-    assert console.progress.finished, console.text[-3000:]
-    return vm, console
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("kernel", ("linux-pae", "linux-amd64"))
-def test_shell(kernel: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "options"), (("linux-pae", HwOptions()), ("linux-amd64", HwOptions()), ("linux-pae", BtOptions())), ids=("hw", "hw-amd64", "bt")
+)
+def test_shell(kernel: str, options: Options, tmp_path: Path) -> None:
     """Checksums and packed files agree with the host, `sleep 1` takes a second, the CPU is the VM's, and `reboot -f` ends the run."""
     noise = random.Random(1).randbytes(100_000)
     packed = gzip.compress(noise, mtime=0)
@@ -79,10 +44,10 @@ def test_shell(kernel: str, tmp_path: Path) -> None:
     waits = [wait for _, wait in commands]
     # Each command is typed at the prompt behind what the one before printed.
     steps = (Step("# ", answers[0]), *(Step(wait, answer) for wait, answer in zip(waits, answers[1:], strict=True)), Step("Restarting system"))
-    vm, console = boot(kernel, OLD_PC, steps, tmp_path, {"noise": noise, "noise.gz": packed})
+    vm, console = boot(kernel, OLD_PC, steps, tmp_path, {"noise": noise, "noise.gz": packed}, options)
     behind, before = console.at[-2], console.at[-3]
     assert 0.9 < behind - before < 3
-    assert vm.stats.architectural["external interrupt"] > 100
+    assert sum(vm.stats.injected.values()) + vm.stats.architectural["external interrupt"] > 100
     assert "Kernel panic" not in console.text
     assert not re.search(r"BUG:|WARNING:|Call Trace", console.text)
 
@@ -93,7 +58,7 @@ def test_shell(kernel: str, tmp_path: Path) -> None:
 def test_under_shadow_paging(kernel: str, tmp_path: Path) -> None:
     """Shadow paging to the end, and the kernel without PAE, for which it is the default: the shell starts programs, and reboots."""
     steps = (Step("# ", "md5sum /bin/busybox; gzip -c /bin/busybox | gzip -dc | md5sum\n"), Step("  -", "reboot -f\n"), Step("Restarting system"))
-    vm, console = boot(kernel, OLD_PC, steps, tmp_path, mmu="shadow")
+    vm, console = boot(kernel, OLD_PC, steps, tmp_path, options=HwOptions(mmu="shadow"))
     sums = re.findall(r"([0-9a-f]{32})  [/-]", console.text)
     assert sums == [hashlib.md5(require_file(guest("busybox"), "BusyBox").read_bytes()).hexdigest()] * 2
     assert vm.stats.architectural["hidden page fault"] > 1000

@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.machine.flat import ENTRY, FINISH, assemble, finish, flat_vm, words
+from tests.machine.flat import ENTRY, FINISH, FLAT_CODE, assemble, finish, flat_vm, words
 from tests.machine.small_kernel import LOG, TO_USER, USER, USER_PAGES, small_kernel
+from vmm.exits import End
 from vmm.vm import Vm
 
 RINGS = pytest.mark.parametrize("ring", (1, 3))
 CONFIGURATIONS = pytest.mark.parametrize(("ring", "cached"), ((1, True), (3, True), (1, False), (3, False)))
-_GDT = 0x310000
+_GDT, _IDT, _POINTERS = 0x310000, 0x311000, 0x313000
 # A handler that logs [error code,] EIP and the least of CS, and goes on at EBP.
 _FAULT = f"mov edi,[{LOG}]; add edi,12; mov [{LOG}],edi; mov eax,[esp]; mov [edi+{LOG}],eax; mov eax,[esp+4]; mov [edi+{LOG + 4}],eax; "
 _FAULT += f"mov eax,[esp+8]; mov [edi+{LOG + 8}],eax; "
@@ -127,3 +128,45 @@ def test_translated_users_reach_ports_that_they_may(ring: int, cached: bool) -> 
     end = USER + 0x10000
     assert words(vm, LOG, 6) == [3, end, 0xFFA5, 0xFFFFFFFF, end, 6]
     assert vm.memory.read(USER_PAGES + 0xFFFE, 2) == b"\xa5\xa5"
+
+
+_RETURN = "push {flags}; push 8; .byte 0x68; .long n{n}; .byte 0xcf; n{n}: "
+
+
+@CONFIGURATIONS
+def test_returns_within_the_kernel(ring: int, cached: bool) -> None:
+    """IRET to the same level loads EIP and all flags of its frame, IF among them, and releases the frame; only the first needs the VMM."""
+    images = (0x202, 0x2, 0xED7, 0x246, 0xC02, 0x2, 0x202) * 3
+    body = "".join(
+        _RETURN.format(flags=flags, n=n) + f"pushfd; pop eax; cli; cld; mov [{LOG + 8 * n}],eax; mov [{LOG + 8 * n + 4}],esp; "
+        for n, flags in enumerate(images)
+    )
+    vm = _run(small_kernel(body + FINISH), ring, cached)
+    assert words(vm, LOG, 2 * len(images)) == [word for flags in images for word in (flags, 0x170000)]
+    if ring == 1 and cached:
+        assert vm.stats.callouts["iret"] == 1
+
+
+@CONFIGURATIONS
+@pytest.mark.parametrize(("attributes", "vector"), ((0x1B, 11), (0xFB, 13), (0x93, 13)), ids=("absent", "ring 3", "data"))
+def test_a_return_checks_a_descriptor_that_was_written(attributes: int, vector: int, ring: int, cached: bool) -> None:
+    """An IRET to the CS that is loaded already is refused once its descriptor, written since, does not allow it."""
+    log = f"pop eax; mov [{LOG}],eax; mov byte ptr [{_GDT + 13}],0x9b; mov al,{vector}; out 0xf4,al"
+    body = "".join(_RETURN.format(flags=2, n=n) for n in range(3)) + f"mov byte ptr [{_GDT + 13}],{attributes}; " + _RETURN.format(flags=2, n=3)
+    parts = small_kernel(body + FINISH, handlers={vector: log})
+    parts[_GDT] += FLAT_CODE.to_bytes(8, "little")  # the handler's gate names a code segment of its own, selector 30h
+    gates, pointers = (bytearray(parts[at]) for at in (_IDT, _POINTERS))
+    gates[8 * vector + 2], pointers[0] = 0x30, 0x37
+    parts |= {_IDT: bytes(gates), _POINTERS: bytes(pointers)}
+    vm = flat_vm(parts, ring=ring, stubs_in_cache=cached)
+    assert finish(vm) == vector
+    assert words(vm, LOG, 1) == [8]
+
+
+@CONFIGURATIONS
+def test_a_return_out_of_a_nested_task_is_noticed(ring: int, cached: bool) -> None:
+    """With NT set an IRET is not what it was before: hardware task switches are not supported, and the run ends with that."""
+    body = "".join(_RETURN.format(flags=2, n=n) for n in range(3)) + "push 0x4002; popfd; " + _RETURN.format(flags=2, n=3) + FINISH
+    stop = flat_vm(small_kernel(body), ring=ring, stubs_in_cache=cached).run(20)
+    assert stop.why is End.UNSUPPORTED
+    assert "nested task" in stop.reason

@@ -90,6 +90,9 @@ def iret(vm: Vm, instruction: Instruction) -> Result:
         kept |= Flag.IOPL
         if vcpu.cpl > vcpu.iopl:
             kept |= Flag.IF
+    inward = not vcpu.cpl and not level and not real
     return_to(vm, eip, code, level, 3 * size, size, 0)
     vcpu.set_flags(flags & ~kept | before & kept)
+    if inward:
+        vm.descriptors.returned(selector)
     return JUMPED

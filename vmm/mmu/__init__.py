@@ -41,3 +41,7 @@ class Descriptors(Protocol):
     def loaded(self, selector: int) -> None:
         """A data segment register was loaded with `selector` at privilege level 0: the CPU may do that by itself until the descriptor changes."""
         ...
+
+    def returned(self, selector: int) -> None:
+        """IRET loaded CS with `selector` at privilege level 0: doing it again changes nothing until the descriptor changes."""
+        ...

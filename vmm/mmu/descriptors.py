@@ -30,7 +30,7 @@ _NULL_LOADABLE = b"\1" * 4  # null selectors may always be loaded
 class ShadowDescriptors:
     """The shadow GDT and LDT of one guest. ring: the CPL of the guest's kernel. With ring 3 user mode has tables of its own.
 
-    loadable: a byte for each selector, where translated kernel code reads it.
+    loadable, same_code: a byte for each selector, where translated kernel code reads it (bt/window.py).
     """
 
     def __init__(self, machine: Machine, memory: GuestMemory, paging: GuestPaging, mmu: ShadowMmu, host: HostSpace, vcpu: Vcpu, ring: int) -> None:
@@ -38,14 +38,14 @@ class ShadowDescriptors:
         self.quads, self.base = machine.quads, host.descriptors
         self.shown: dict[int, set[int]] = {}  # gfn of a guest descriptor -> quads indices of its shadows
         self.pages: dict[int, int] = {}  # linear page of shown descriptors -> gfn
-        self.loadable = memoryview(bytearray(1 << 16))
+        self.loadable, self.same_code = memoryview(bytearray(1 << 16)), memoryview(bytearray(1 << 16))
         self.drop_all()
         self.enter(user=False)
 
-    def use_loadable(self, memory: memoryview) -> None:
-        """Keeps `loadable` in 64 KiB of memory that translated code can read."""
-        memory[:] = self.loadable
-        self.loadable = memory
+    def use_memory(self, loadable: memoryview, same_code: memoryview) -> None:
+        """Keeps `loadable` and `same_code` in two times 64 KiB of memory that translated code can read."""
+        loadable[:], same_code[:] = self.loadable, self.same_code
+        self.loadable, self.same_code = loadable, same_code
 
     def enter(self, user: bool) -> None:
         """Points the CPU at the tables of a mode."""
@@ -63,7 +63,7 @@ class ShadowDescriptors:
         for table in range(4):
             at = self.base + table * _ENTRIES
             self.quads[at : at + _ENTRIES] = _EMPTY
-        self.loadable[:] = _NONE_LOADABLE
+        self.loadable[:] = self.same_code[:] = _NONE_LOADABLE
         self.loadable[:4] = _NULL_LOADABLE
         self.shown.clear()
         self.pages.clear()
@@ -86,7 +86,7 @@ class ShadowDescriptors:
             table, entry = divmod(index - self.base, _ENTRIES)
             if table < 2:
                 selector = entry << 3 | table << 2
-                self.loadable[selector : selector + 4] = _NONE_LOADABLE[:4]
+                self.loadable[selector : selector + 4] = self.same_code[selector : selector + 4] = _NONE_LOADABLE[:4]
 
     def loaded(self, selector: int) -> None:
         """The guest's kernel has loaded a data segment register with this selector, all checks passed: the CPU may do so from now on."""
@@ -94,6 +94,12 @@ class ShadowDescriptors:
             self.fill(selector & 0xFFFC, user=False)
         if self.quads[self.base + (_ENTRIES if selector & 4 else 0) + (selector >> 3)]:
             self.loadable[selector] = 1
+
+    def returned(self, selector: int) -> None:
+        """The guest's kernel has loaded CS with this selector, all checks passed: until its descriptor is written, doing so again changes nothing."""
+        self.fill(selector & 0xFFFC, user=False)
+        if self.quads[self.base + (_ENTRIES if selector & 4 else 0) + (selector >> 3)]:
+            self.same_code[selector] = 1
 
     def fill(self, error: int, user: bool) -> bool:
         """A load of a selector faulted with this error code: shows the guest's descriptor to the CPU if a data segment register may have it.

@@ -184,7 +184,6 @@ class ShadowMmu:
 
     def _drop_leaf(self, leaf: Leaf) -> None:
         for root, region in leaf.links:
-            root.verified.clear()
             del root.leaves[region]
             self.quads[root.directories[region >> 9] + (region & 511)] = 0
         leaf.links.clear()
@@ -196,7 +195,6 @@ class ShadowMmu:
 
     def _unlink_region(self, root: Root, region: int) -> None:
         leaf = root.leaves.pop(region, None)
-        root.verified.clear()
         if leaf is not None:
             leaf.links.discard((root, region))
             self.quads[root.directories[region >> 9] + (region & 511)] = 0
@@ -300,8 +298,24 @@ class ShadowMmu:
                 late.pop(slot, None)
             if not stays_open:
                 leaf.late = {}
-            for root, _ in leaf.links:
-                root.verified.clear()
+            if not leaf.watched.isdisjoint(stale):
+                leaf.changes += 1
+
+    def watch(self, gva: int, user: bool) -> int:
+        """The gfn that a fetch at `gva` leads to, whose change the leaf table of that region will count. Raises GuestPageFault."""
+        return self._watched(gva, user, self.paging.walk(gva, False, user, True))
+
+    def look(self, gva: int, user: bool) -> int:
+        """The same without setting an accessed bit: -1 where there is a fault, or such a bit to be set."""
+        mapping = self.paging.look(gva, user)
+        return -1 if mapping is None else self._watched(gva, user, mapping)
+
+    def _watched(self, gva: int, user: bool, mapping: Mapping) -> int:
+        leaf, slot = self._leaf(gva, mapping, user), gva >> 12 & 511
+        leaf.watched.add(slot)
+        if leaf.guest >= 0:
+            self._note_late(leaf, slot)
+        return mapping.gpa >> 12
 
     def _note_late(self, leaf: Leaf, slot: int) -> None:
         """Remembers by which entry of the guest's a slot was filled, if the guest writes that table unnoticed."""

@@ -23,7 +23,6 @@ class StepOver:
 class Root:
     """A top-level table. directories: quads index of each of the four page directories. leaves: region (gva >> 21) to Leaf.
 
-    verified: for each who derives something from what addresses lead to, the version of it that was found to hold; empty after a change.
     late: regions that were linked while their directory was open, with its entry then.
     """
 
@@ -33,7 +32,6 @@ class Root:
     user: bool
     leaves: dict[int, Leaf] = field(default_factory=dict)
     watched: list[int] = field(default_factory=list)
-    verified: dict[object, int] = field(default_factory=dict)
     late: dict[int, int] = field(default_factory=dict)
     legacy: bool = False  # for a CPU in legacy mode, whose PAE tables begin at the second level
 
@@ -49,7 +47,8 @@ class Leaf:
     gfn: the guest table behind it, -1 for a large page. half: which 512 of its entries. guest: index of the first of them, in
     32-bit words or quads by their width; -1 when the table lies outside RAM. directory: the upper guest entry, for its rights.
     barren: how many times in a row filling around a fault found nothing to fill. late: entries that were filled while the guest table was
-    out of sync, with its entry then: it may have changed more than once since.
+    out of sync, with its entry then: it may have changed more than once since. watched: entries that something else than mappings is derived
+    from; changes: how often such an entry was found to have changed.
     """
 
     key: tuple[int, ...]
@@ -61,4 +60,6 @@ class Leaf:
     directory: int
     barren: int = 0
     late: dict[int, int] = field(default_factory=dict)
+    watched: set[int] = field(default_factory=set)
+    changes: int = 0
     links: set[tuple[Root, int]] = field(default_factory=set)

@@ -40,6 +40,10 @@ class Mapping:
     directory: int = 0  # the upper entry's value, for what is cached below it
 
 
+class _Unmarked(Exception):
+    """A look found an accessed bit that is clear."""
+
+
 class GuestPaging:
     """The paging state of one virtual CPU and the walk under it. `load` must be called when a control register changes.
 
@@ -53,6 +57,7 @@ class GuestPaging:
         self.cr3 = 0
         self.pdptes = [0, 0, 0, 0]
         self.reserved = _PAE_RESERVED | Pte.NX  # bits that must be 0 in a PAE entry
+        self._only_looking = False
         self._kept: tuple[dict[int, int], dict[int, int]] = {}, {}  # page -> gpa of it, for the supervisor's reads and writes
 
     def load(self, cr0: int, cr3: int, cr4: int, efer: int, *, reload_pdptes: bool = False) -> bool:
@@ -203,8 +208,20 @@ class GuestPaging:
         gpa = entry & _ADDRESS & ~offset | gva & offset
         return Mapping(gpa, bool(rights & Pte.U), bool(rights & Pte.W), executable, dirty, table, large, above)
 
+    def look(self, gva: int, user: bool) -> Mapping | None:
+        """The walk of a fetch that sets no bit: None where it would fault, and where it would have to set one."""
+        self._only_looking = True
+        try:
+            return self.walk(gva, False, user, True)
+        except (GuestPageFault, _Unmarked):
+            return None
+        finally:
+            self._only_looking = False
+
     def _mark(self, pde_gpa: int, pde: int, entry_gpa: int, entry: int, write: bool) -> bool:
         """Sets A in both entries (one and the same for a large page), and D in the leaf for a write; returns the leaf's D."""
+        if self._only_looking and not pde & entry & Pte.A:
+            raise _Unmarked
         if entry_gpa != pde_gpa and not pde & Pte.A:
             self.memory.set_bits(pde_gpa, Pte.A)
         wanted = Pte.A | Pte.D if write else Pte.A

@@ -67,6 +67,9 @@ class XenDescriptors:
     def loaded(self, selector: int) -> None:
         """The CPU loads its segment registers itself."""
 
+    def returned(self, selector: int) -> None:
+        """IRET is the CPU's own."""
+
     def enter(self) -> None:
         """Points the CPU at the tables."""
         state = self.machine.state

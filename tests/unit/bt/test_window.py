@@ -2,7 +2,7 @@
 
 from bt.window import CODE, FLAGS_CLASS, PLAIN_CLEAR, PLAIN_SET, RETURNS, RING_3, SLOTS, WORD_BY_NAME, flags_classes, ring_3_selectors
 
-_TF, _IF, _IOPL, _VM, _VIF, _VIP = 0x100, 0x200, 0x3000, 0x20000, 0x80000, 0x100000
+_TF, _IF, _IOPL, _NT, _VM, _VIF, _VIP = 0x100, 0x200, 0x3000, 0x4000, 0x20000, 0x80000, 0x100000
 
 
 def test_flags_classes() -> None:
@@ -10,7 +10,7 @@ def test_flags_classes() -> None:
     classes = flags_classes()
     assert len(classes) == 0x10000
     for image in range(0, 0x1000000, 0x100):
-        unusual = image & (_TF | _IOPL | _VM | _VIF | _VIP)
+        unusual = image & (_TF | _IOPL | _NT | _VM | _VIF | _VIP)
         assert classes[image >> 8] == (0 if unusual else PLAIN_SET if image & _IF else PLAIN_CLEAR), hex(image)
 
 

@@ -14,7 +14,7 @@ from bt.block import ADJUSTED, CLEAN, RETURNING, SHADOWED, SPILLED, Block, Mode,
 from bt.cache import CacheFull
 from bt.decode import Instruction, decode, memory_access
 from bt.discover import LONGEST
-from bt.window import LOADABLE, Word
+from bt.window import LOADABLE, SAME_CODE, Word
 from vmm.backends.bt.budget import Budget
 from vmm.backends.bt.direct_exits import DirectExits
 from vmm.backends.bt.guest_code import GuestCode
@@ -72,7 +72,7 @@ class BinaryTranslation:
         """Takes over the CPU: state, hooks, control registers, window."""
         machine = self.machine
         self.parts.enter_start(self.vm, start)
-        self.parts.descriptors.use_loadable(self.window.data[LOADABLE : LOADABLE + 0x10000])
+        self.parts.descriptors.use_memory(*(self.window.data[table : table + 0x10000] for table in (LOADABLE, SAME_CODE)))
         self.mmu.made_writable = self._made_writable
         self.code.place()
         machine.on_interrupt = self._on_interrupt
@@ -351,13 +351,19 @@ class BinaryTranslation:
             self.mmu.switch(user)
             self.parts.descriptors.enter(user)
 
+    @property
+    def plain(self) -> bool:
+        """Whether IOPL, TF and NT are all 0, which in-cache emulation of flags takes for granted."""
+        vcpu = self.vm.vcpu
+        return not (vcpu.iopl or vcpu.trap_flag or self.state[Cpu.EFLAGS] & Flag.NT)
+
     def mode(self, code: GuestCode) -> Mode:
         vcpu = self.vm.vcpu
         cs, ss = vcpu.cs, vcpu.ss
         real = not vcpu.cr0 & Cr0.PE
         if real or vcpu.cpl in (1, 2) or not cs.attributes & ss.attributes & WIDE:
             return code.cache.careful_mode(cs.base, cs.wide, vcpu.cpl, real)
-        return code.cache.mode(cs.base, ss.base, not vcpu.iopl and not vcpu.trap_flag)
+        return code.cache.mode(cs.base, ss.base, self.plain)
 
     def capture(self) -> None:
         """At the present instruction, however it is run: makes the vCPU exact, with the state before it."""

@@ -8,6 +8,7 @@ places the window where the guest maps nothing. Knows no CPU state and no exits.
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bt.block import Mode
@@ -21,16 +22,31 @@ from vmm.backends.window import NoRoom, Use, Window
 from vmm.exits import End, Stop
 from vmm.faults import GuestPageFault
 from vmm.memory import CODE
+from vmm.mmu.tables import Leaf
 from vmm.x86.bits import Pte
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
 
+@dataclass(slots=True)
+class _Region:
+    """2 MiB of linear addresses with code: the pages that translations were made from, and the leaf table, with its count of changes, under
+    which they were found to lead to the same frames."""
+
+    pages: set[int] = field(default_factory=set)
+    leaf: Leaf | None = None
+    changes: int = 0
+
+    def holds_under(self, leaf: Leaf | None) -> bool:
+        """Whether nothing has changed below `leaf`. What lies outside RAM, or is not to be trusted, is always looked at."""
+        return leaf is not None and leaf is self.leaf and leaf.changes == self.changes and (leaf.guest >= 0 or leaf.gfn < 0)
+
+
 class GuestCode:
     """The translations of one VM's kernel code, or, `user`, of its user code, which is fetched with the user's rights.
 
-    pages: linear page number to the gfn that translations of it were made from; version counts its changes. opened: whether code
+    pages: linear page number to the gfn that translations of it were made from; regions has them by their leaf tables. opened: whether code
     was invalidated by a write since that was last looked at. placed: whether the window lies anywhere yet.
     """
 
@@ -49,7 +65,7 @@ class GuestCode:
         self.words = self.window.data[:4096].cast("I")
         self.start = self.window.base + CODE_OFFSET  # linear address of the cache's first byte of code
         self.pages: dict[int, int] = {}
-        self.version = 0
+        self.regions: dict[int, _Region] = {}
         self.opened = self.placed = False
         self._tolerated = Use.FREE  # what the guest may have in the window's place
 
@@ -73,12 +89,28 @@ class GuestCode:
             self.place()
 
     def verify_all(self) -> None:
-        """Other guest tables may be in use: translations must still be what the guest's code addresses lead to."""
-        verified = self.mmu.current.verified
-        if verified.get(self) != self.version:
-            for page in list(self.pages):
-                self.verify(page)
-            verified[self] = self.version
+        """Other guest tables may be in use: translations must still be what the guest's code addresses lead to.
+
+        At each load of CR3: most regions are found under the leaf table that they were found under before.
+        """
+        leaves = self.mmu.current.leaves
+        for number, region in self.regions.items():
+            if not region.pages:
+                continue
+            leaf = leaves.get(number) or self._linked(number, region)
+            if not region.holds_under(leaf):
+                for page in list(region.pages):
+                    self.verify(page)
+                self._note_leaf(number, region)
+
+    def _linked(self, number: int, region: _Region) -> Leaf | None:
+        """The leaf table of a region that was not used yet under the present root; None when there is no such thing."""
+        self.mmu.look(next(iter(region.pages)) << 12, self.user)
+        return self.mmu.current.leaves.get(number)
+
+    def _note_leaf(self, number: int, region: _Region) -> None:
+        region.leaf = self.mmu.current.leaves.get(number)
+        region.changes = region.leaf.changes if region.leaf is not None else 0
 
     def page_invalidated(self, page: int) -> None:
         """INVLPG: translations of this page must still be what its address leads to."""
@@ -98,8 +130,8 @@ class GuestCode:
         return code
 
     def _page(self, linear: int) -> int:
-        """gfn of the code page at a linear address. Raises GuestPageFault."""
-        return self.vm.paging.walk(linear, False, self.user, True).gpa >> 12
+        """gfn of the code page at a linear address, which is watched from now on. Raises GuestPageFault."""
+        return self.mmu.watch(linear, self.user)
 
     def translate(self, eip: int, mode: Mode) -> int:
         """Translates the block at `eip`; returns where it stands in the cache."""
@@ -136,10 +168,10 @@ class GuestCode:
             self.verify(page)
         if page not in self.pages:
             self.pages[page] = gfn
-            current = self.mmu.current.verified.get(self) == self.version
-            self.version += 1
-            if current:  # all that was true here still is
-                self.mmu.current.verified[self] = self.version
+            region = self.regions.setdefault(page >> 9, _Region())
+            if not region.pages:
+                self._note_leaf(page >> 9, region)
+            region.pages.add(page)
 
     def _same(self, source: Source, page: int) -> Source | None:
         """What a translation that began in `page` would be made of now, if that is the same code; it may lie in other frames."""
@@ -183,19 +215,15 @@ class GuestCode:
             self.cache.invalidate(gfn)
 
     def verify(self, page: int) -> None:
-        """Whether the linear page still leads to the frame that translations were made of; if not, they go to sleep.
+        """Whether the linear page still leads to the frame that translations were made of, and its accessed bits are set; if not, they go to sleep.
 
         The frame stays protected, since it may hold code of the other mode too: the next write finds out.
         """
         gfn = self.pages[page]
-        try:
-            now = self._page(page << 12)
-        except GuestPageFault:
-            now = -1
-        if now != gfn:
+        if self.mmu.look(page << 12, self.user) != gfn:
             self.cache.invalidate(gfn)
             del self.pages[page]
-            self.version += 1
+            self.regions[page >> 9].pages.discard(page)
 
     def flush(self) -> None:
         """The cache is full: everything goes."""
@@ -206,7 +234,7 @@ class GuestCode:
     def _drop_protections(self) -> None:
         """Frames stay protected until they are written, since they may hold code of the other mode too."""
         self.pages.clear()
-        self.version += 1
+        self.regions.clear()
         self.vm.machine.flush_code()
 
     def _use(self, region: int) -> Use:

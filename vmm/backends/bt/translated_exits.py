@@ -104,7 +104,7 @@ class TranslatedExits:
                     and flushes == self.cache.flushes
                     and cs is vcpu.cs
                     and ss is vcpu.ss
-                    and not vcpu.iopl | vcpu.trap_flag
+                    and self.engine.plain
                     and mode.plain
                     and not vm.board.interrupts.asserted
                     and self.engine.after_step is None

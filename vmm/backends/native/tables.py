@@ -32,3 +32,6 @@ class NativeDescriptors:
 
     def loaded(self, selector: int) -> None:
         """The CPU loads its segment registers itself."""
+
+    def returned(self, selector: int) -> None:
+        """IRET is the CPU's own."""
