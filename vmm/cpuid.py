@@ -36,9 +36,10 @@ ADDRESSES = frozenset((SYSENTER_ESP, SYSENTER_EIP, LSTAR, CSTAR, FS_BASE, GS_BAS
 
 @dataclass(frozen=True, slots=True)
 class CpuModel:
-    """A CPU as guests see it. long_mode: whether it has 64-bit code, and all that comes with it."""
+    """A CPU as guests see it. long_mode: whether it has 64-bit code, and all that comes with it. fast_calls: whether it says that it has SYSENTER."""
 
     long_mode: bool
+    fast_calls: bool = True
 
     @property
     def efer(self) -> int:
@@ -65,7 +66,7 @@ class CpuModel:
         if leaf == 0:
             return 4, 0x756E6547, 0x6C65746E, 0x49656E69
         if leaf == 1:
-            return 0x0633, initial_apic_id << 24 | 8 << 8 | 1 << 16, self._ecx, _FEATURES_EDX
+            return 0x0633, initial_apic_id << 24 | 8 << 8 | 1 << 16, self._ecx, _FEATURES_EDX if self.fast_calls else _FEATURES_EDX & ~_SEP
         if leaf == 0x80000000:
             return 0x80000008, 0, 0, 0
         if leaf == 0x80000001:
@@ -92,3 +93,5 @@ class CpuModel:
 
 
 CPU_32, CPU_64 = CpuModel(False), CpuModel(True)
+DIRECT_CPU_32 = CpuModel(False, fast_calls=False)
+"""Where user code runs directly with stops from outside: SYSENTER goes astray there when one is pending (erratum 15)."""

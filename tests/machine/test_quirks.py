@@ -4,6 +4,9 @@ import pytest
 
 from tests.machine.flat import FINISH, FLAT_CODE, FLAT_DATA, LGDT, USER_CODE, USER_DATA, finish, flat_vm, words
 from tests.machine.small_kernel import LOG, TO_USER, small_kernel
+from vmm.backends import Options
+from vmm.backends.bt import BtOptions
+from vmm.backends.hw import HwOptions
 from vmm.exits import End
 
 _GDT, _POINTER = 0x24000, 0x25000
@@ -165,3 +168,8 @@ def test_the_window_can_be_read() -> None:
     assert finish(vm) == 0
 
 
+@pytest.mark.parametrize(("options", "offered"), ((BtOptions(), 0), (BtOptions(translate_user=True), 1), (HwOptions(), 1)))
+def test_where_users_run_directly_there_is_no_sysenter(options: Options, offered: int) -> None:
+    """Quirk 24: CPUID does not name it there."""
+    vm = flat_vm({0x100000: "mov eax, 1; cpuid; shr edx, 11; and edx, 1; mov al, dl; out 0xf4, al"}, options=options)
+    assert finish(vm) == offered

@@ -22,6 +22,7 @@ from vmm.backends.bt.options import BtOptions
 from vmm.backends.bt.translated_exits import TranslatedExits
 from vmm.backends.shadowed import Shadowed
 from vmm.cpu_state import Cpu
+from vmm.cpuid import DIRECT_CPU_32
 from vmm.exits import Exit, External, PageFault, Raised, Resume, Stop, Wait
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.icount import MOST
@@ -52,6 +53,8 @@ class BinaryTranslation:
         self.state, self.ring, self.stats, self.mmu = vm.machine.state, options.ring, vm.stats, parts.mmu
         self.code, self.user_code = (GuestCode(vm, options, parts, user=user) for user in (False, True))
         self.window, self.cache, self.words = self.code.window, self.code.cache, self.code.words
+        if not options.translate_user and vm.icount is None:
+            vm.cpu_model = DIRECT_CPU_32
         self.caches = {"kernel": self.cache, "user": self.user_code.cache}
         self.in_kernel = True  # which mode the guest is in, for ring 3, where the CPU cannot tell
         self.user_translated = False  # how user code was last entered
