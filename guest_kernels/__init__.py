@@ -31,7 +31,8 @@ class _Row(TypedDict, total=False):
 class Guest:
     """One kernel and one way of running it.
 
-    platform: "pc", "pc64" for a PC with long mode, or "network" for one of a pair that needs the other, "xen" for a paravirtual flavour.
+    platform: "pc", "pc64" for a PC with long mode, or "network" for one of a pair that needs the other, "damage" for one that
+    damages itself and ends as it happens, "xen" for a paravirtual flavour.
     memory_mib: guest memory in MiB. disk_bytes: size of the raw image on the primary IDE master, all zeros at first; None for
     no disk. timeout_s: seconds. status: 0 all passed, 1 failures were reported, 3 the guest dies, as `vmm run` ends.
     console: whole lines that must appear in this order. console_again: the same for a second run on the same image; empty when

@@ -250,6 +250,28 @@ def compare(
 
 
 @app.command()
+def demo(
+    what: Annotated[str, typer.Argument(metavar="scribble", help="Which demonstration.")],
+    seed: Annotated[str, typer.Option(metavar="N", help="The same number does the same damage.")] = "1",
+    every: Annotated[str, typer.Option(metavar="S", help="Virtual seconds between two rounds of damage.")] = "10",
+    trials: Annotated[str | None, typer.Option(metavar="N", help="So many guests, with a seed each, and histograms of what came of them.")] = None,
+    backend: Annotated[str, typer.Option(metavar="bt|step", help="How guest code is run.")] = "bt",
+) -> None:
+    """Show the lecture's demonstrations: scribble, a guest that writes random bytes all over its memory."""
+    from tools import options
+    from tools.demo import show_scribble, show_trials
+    from tools.technique import Technique, options_of
+
+    options.choice("vmm demo", what, ("scribble",))
+    first, seconds = options.seed(seed), options.seconds(every, "--every")
+    technique = options_of(Technique(backend=options.choice("--backend", backend, ("bt", "step"))))
+    if trials is not None:
+        show_trials(first, options.count("--trials", trials), seconds, technique)
+        raise typer.Exit(0)
+    raise typer.Exit(show_scribble(first, seconds, technique))
+
+
+@app.command()
 def kernels() -> None:
     """List the bundled guests."""
     import guest_kernels

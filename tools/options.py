@@ -46,14 +46,14 @@ def cache_size(text: str) -> int:
     return size
 
 
-def seconds(text: str) -> float:
+def seconds(text: str, option: str = "--timeout") -> float:
     """Seconds from "10" or "0.5"."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise InputError(f"--timeout {text}: must be a number of seconds above 0")
+        raise InputError(f"{option} {text}: must be a number of seconds above 0")
     return value
 
 
@@ -72,6 +72,13 @@ def count(option: str, text: str) -> int:
     """A number above 0."""
     if not text.isascii() or not text.isdigit() or not 0 < len(text) <= 9 or not int(text):
         raise InputError(f"{option} {text}: must be a number above 0")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Where chance begins: a number of up to nine digits."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise InputError(f"--seed {text}: must be a number")
     return int(text)
 
 

@@ -1,5 +1,5 @@
 /* threads.c: see threads.h. A thread is a kernel stack with a trap frame at its top; to switch is to return from a trap by another thread's
- * frame. The kernel runs with interrupts off. It never idles: in these systems somebody always counts. */
+ * frame. The kernel runs with interrupts off. Somebody is always ready: one that counts, or one that waits for interrupts. */
 #include "threads.h"
 #include "../lib/cpu.h"
 #include "../lib/descriptors.h"
@@ -9,6 +9,7 @@
 enum { TIMER_HERTZ = 100 };
 
 struct thread *current;
+volatile u32 ticks;
 static struct thread *first;
 static u32 all;
 
@@ -18,7 +19,7 @@ static struct thread *next_ready(void)
     for (u32 i = 1; i <= all; i++)
         if (first[(from + i) % all].state == READY)
             return &first[(from + i) % all];
-    __builtin_unreachable(); /* the counter is always ready */
+    __builtin_unreachable(); /* somebody always is */
 }
 
 struct trap_frame *switch_away(struct trap_frame *frame)
@@ -35,6 +36,10 @@ struct trap_frame *switch_away(struct trap_frame *frame)
 static struct trap_frame *tick(struct trap_frame *frame)
 {
     pic_end(IRQ_TIMER);
+    ticks++;
+    for (struct thread *thread = first; thread < first + all; thread++)
+        if (thread->state == SLEEPING && (int)(ticks - thread->wake) >= 0)
+            thread->state = READY;
     return switch_away(frame);
 }
 

@@ -10,15 +10,16 @@ struct thread {
     u32 in_space_of;  /* the index of the thread whose address space it lives in; its own for one that has one to itself */
     u32 extra_flags;  /* of EFLAGS */
 
-    enum { NOT_STARTED, READY, SENDING, AWAITING_REPLY, RECEIVING, WATCHING, ENDED } state;
+    enum { NOT_STARTED, READY, SENDING, AWAITING_REPLY, RECEIVING, WATCHING, SLEEPING, ENDED } state;
     struct trap_frame *frame;
     struct address_space space;
     u32 kernel_stack_top;
     struct private_page *page; /* as the kernel sees it */
-    u32 partner, started;
+    u32 partner, started, wake; /* wake: the tick until which it sleeps */
 };
 
 extern struct thread *current;
+extern volatile u32 ticks; /* of 10 ms */
 
 /* Make the address spaces, pages and stacks of `count` threads and begin to switch between those that are started. */
 void threads_setup(struct thread *threads, u32 count);

@@ -214,3 +214,18 @@ def test_an_idle_vm_costs_little(home: Path) -> None:
     before = float(str(request("one", {"do": "stats"})["cpu_seconds"]))
     time.sleep(1.5)
     assert float(str(request("one", {"do": "stats"})["cpu_seconds"])) - before < 0.15
+
+
+def test_poke(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Damage to a running guest, asked for from outside: what was changed where is said, and the VM can go back to its snapshot."""
+    started(home)
+    assert status(["snapshot", "one"]) == 0
+    capfd.readouterr()
+    assert status(["poke", "one", "--bytes", "3", "--seed", "9"]) == 0
+    out = capfd.readouterr().out.splitlines()
+    assert len(out) == 4
+    assert out[-1].startswith("one: 3 bytes written")
+    assert status(["poke", "one", "--bytes", "9999999"]) == 2
+    assert status(["poke", "one", "--seed", "-1"]) == 2
+    assert status(["restore", "one", "s1"]) == 0
+    assert status(["stop", "one"]) == 0

@@ -14,7 +14,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="The VM's name (vmm l
 
 def add_commands(app: typer.Typer) -> None:
     """Adds them."""
-    for command in (create, start, ls, attach, stats, stop, snapshot, restore):
+    for command in (create, start, ls, attach, stats, stop, snapshot, restore, poke):
         app.command()(command)
 
 
@@ -92,3 +92,15 @@ def restore(name: _Name, snapshot: Annotated[str | None, typer.Argument(metavar=
     from tools.vms import commands
 
     commands.restore(name, snapshot)
+
+
+def poke(
+    name: _Name,
+    count: Annotated[str, typer.Option("--bytes", metavar="N", help="How many.")] = "1",
+    seed: Annotated[str, typer.Option(metavar="N", help="The same number does the same damage.")] = "1",
+) -> None:
+    """Damage a running VM: random bytes at random places of its memory. It needs no help of the guest."""
+    from tools import options
+    from tools.vms import commands
+
+    commands.poke(name, options.count("--bytes", count), options.seed(seed))

@@ -141,3 +141,11 @@ def attach(name: str) -> None:
                     return
                 if not typed:
                     watched, typed_end = [console.fileno()], time.monotonic() + 0.5  # what the guest says to the last of it
+
+
+def poke(name: str, count: int, seed: int) -> None:
+    """Has random bytes written all over a running VM's memory, and says where."""
+    done = request(name, {"do": "poke", "bytes": count, "seed": seed})
+    for change in str(done["changes"]).split():
+        print(change)
+    print(f"{name}: {done['bytes']} bytes written, {done['changed']} of them changed something")

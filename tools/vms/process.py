@@ -22,6 +22,7 @@ from tools.session import make
 from tools.technique import Technique, options_of
 from tools.vms.server import Server
 from vmm.backends import COUNTING, Options
+from vmm.damage import scribble
 from vmm.devices.disk import Storage
 from vmm.errors import InputError
 from vmm.exits import End, Stop
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
     from tools.vms.sockets import Message, Peer
     from vmm.vm import Vm
+
+_MOST_DAMAGE, _SHOWN = 1 << 20, 64  # bytes that one request may damage, and that the answer tells one by one
 
 
 class Process:
@@ -51,7 +54,7 @@ class Process:
         self.began, self.restarts = time.monotonic(), 0
         self._last: tuple[Snapshot, str] | None = None  # the snapshot that the guest came from or that was taken last, without its frames; its file
         self._next: Callable[[], None] | None = None  # what makes the VM that is to run next
-        self._requests = {"stop": self._stop, "stats": self._stats, "snapshot": self._snapshot, "restore": self._restore}
+        self._requests = {"stop": self._stop, "stats": self._stats, "snapshot": self._snapshot, "restore": self._restore, "poke": self._poke}
 
     # -- making VMs ------------------------------------------------------------------------------------------------------------------
 
@@ -180,6 +183,19 @@ class Process:
             {"done": {"name": name, "bytes": size, "frames": frames, "seconds": round(time.monotonic() - began, 3),
                       "parent": os.path.basename(last[1]).removesuffix(".snapshot") if last else None}},
         )  # fmt: skip
+
+    def _poke(self, peer: Peer, request: Message) -> None:
+        """Random bytes at random places of the guest's memory."""
+        vm = self._now()
+        count, seed = request.get("bytes"), request.get("seed")
+        if type(count) is not int or type(seed) is not int or not 0 < count <= _MOST_DAMAGE:
+            raise InputError(f"poke: up to {_MOST_DAMAGE} bytes, and a seed")
+        if vm.domain is not None:
+            raise InputError("poke: not a guest under --backend pv, whose page tables are the CPU's own")
+        done = list(scribble(vm.memory, count, seed))
+        shown = " ".join(f"{gpa:08x}:{before:02x}->{after:02x}" for gpa, before, after in done[:_SHOWN])
+        changed = sum(before != after for _, before, after in done)
+        self.server.answer(peer, {"done": {"bytes": count, "changed": changed, "changes": shown}})
 
     def _restore(self, peer: Peer, request: Message) -> None:
         name = str(request.get("name"))
