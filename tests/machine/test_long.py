@@ -1,5 +1,6 @@
 """Long mode in guest mode: the switch there and back, delivery, system calls, MSRs, and pages. Each seen by a guest of its own."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,25 @@ from tests.machine.small_kernel import LOG, STACK, USER_PAGES, small_kernel
 from tests.machine.small_kernel import TO_USER as SMALL_TO_USER
 from tests.machine.test_errata import kicked
 from tests.unit.boot.test_linux import bzimage
+from tools.report import registers
 from vmm.backends.hw import Hardware, HwOptions
-from vmm.exits import End
+from vmm.call_stack import backtrace
+from vmm.exits import End, SoftwareInterrupt, Stop
+from vmm.observation import observe
 from vmm.vm import Vm, machine_for
+
+
+class _Button:
+    """A device that does something when it is written."""
+
+    def __init__(self, pressed: Callable[[], None]) -> None:
+        self.pressed = pressed
+
+    def access(self, offset: int, size: int, value: int | None) -> int:
+        if value is not None:
+            self.pressed()
+        return 0
+
 
 _FRAME = f"mov rdi,{LOG}; mov ecx,6; mov rsi,rsp; l: lodsq; stosq; loop l; mov rax,cr2; stosq; mov [rdi],rsp; mov ax,ss; mov [rdi+8],rax; {FINISH}"
 _REPORT_1 = "mov al,1; out 0xf4,al"
@@ -275,6 +292,39 @@ def test_the_task_priority_is_cr8() -> None:
     assert log(run_long(long_kernel(kernel, handlers={0x81: FINISH})), 2) == [0x90, 9]
 
 
+def test_a_snapshot_between_system_calls_goes_on_where_it_was_taken() -> None:
+    """Into another VM: R8 to R15, the bases that SWAPGS exchanges, STAR and LSTAR are all there, and the count of calls goes on to its end."""
+    user = """
+        mov r12d,3000; mov r15,0x1122334455667788; again: mov eax,r12d; syscall; lea edx,[r12+1]; cmp eax,edx; jne bad
+        cmp r12d,1000; jne on; int 0x83; on: mov r14,0x1122334455667788; cmp r14,r15; jne bad; dec r12; jnz again; int 0x81; bad: int 0x82
+    """
+    count = f"swapgs; inc dword ptr gs:[{LOG}]; swapgs; inc eax; .byte 0x48,0x0f,0x07"
+    base = f"mov ecx,0xc0000102; xor eax,eax; mov edx,{HIGH >> 32}; wrmsr"
+    handlers = {0x81: f"{FINISH}; l: jmp l", 0x82: f"{_REPORT_1}; l: jmp l", 0x83: "iretq"}
+    parts = long_kernel(f"{base}; {_SYSCALL_MSRS}; {TO_USER}", user=user, handlers=handlers)
+    first = flat_vm({**parts, _LSTAR: assemble_long(count, _LSTAR)}, options=HwOptions(), timeless=True)
+    observe(first, lambda exit_, vcpu: first.stop(Stop(End.QUIT, "enough")) if exit_ == SoftwareInterrupt(0x83, vcpu.eip + 2) else None)
+    assert first.run(20).why is End.QUIT
+    taken = first.snapshot()
+    assert log(first, 1) == [2001]
+    second = Vm(machine_for(4, HwOptions()), memory_mib=4, options=HwOptions(), time_source=lambda: 0)
+    second.restore(taken)
+    assert finish(second) == 0
+    assert (log(second, 1), second.stats.engine["syscall"]) == ([3000], 999)
+
+
+def test_a_report_of_64_bit_registers() -> None:
+    """All sixteen in full, and a back-trace by 64-bit frame pointers."""
+    kernel = f"mov r15,0x1122334455667788; xor ebp,ebp; call f; {FINISH}; f: push rbp; mov rbp,rsp; call g; ret; g: push rbp; mov rbp,rsp; cli; hlt"
+    parts = long_kernel(kernel)
+    vm = flat_vm(parts, options=HwOptions())
+    assert vm.run(5).why is End.DIED
+    shown = registers(vm)
+    assert "R15=1122334455667788" in shown
+    assert f"RIP={vm.vcpu.eip:08x}" in shown
+    assert [vm.linear.read(frame.eip - 5, 1) for frame in backtrace(vm).frames[1:]] == [b"\xe8", b"\xe8"]
+
+
 # -- memory --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -388,22 +438,10 @@ def test_what_does_not_exit() -> None:
 # -- non-maskable interrupts -----------------------------------------------------------------------------------------------------------
 
 
-class _Button:
-    """A device that raises a non-maskable interrupt when it is written."""
-
-    def __init__(self, backend: Hardware) -> None:
-        self.backend = backend
-
-    def access(self, offset: int, size: int, value: int | None) -> int:
-        if value is not None:
-            self.backend.raise_nmi()
-        return 0
-
-
 def _with_button(parts: dict[int, bytes], mmu: str = "nested") -> Vm:
     vm = flat_vm(parts, options=HwOptions(mmu=mmu))
     assert isinstance(vm.backend, Hardware)
-    vm.board.bus.attach_ports(0x99, 1, _Button(vm.backend))
+    vm.board.bus.attach_ports(0x99, 1, _Button(vm.backend.raise_nmi))
     assert finish(vm) == 0
     return vm
 
