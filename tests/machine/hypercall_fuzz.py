@@ -13,6 +13,7 @@ import random
 import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
@@ -166,15 +167,17 @@ class Case:
 
     # -- what must hold ------------------------------------------------------------------------------------------------------------------
 
-    def do(self, number: int, choices: Sequence[int]) -> None:
-        """One hypercall to its end, and everything that must hold behind it."""
-        words = self.arguments(number, choices)
+    def do(self, number: int, choices: Sequence[int]) -> bool:
+        """One hypercall to its end, and everything that must hold behind it; whether nothing of it was refused."""
+        words, refused = self.arguments(number, choices), self.domain.stats.refused
+        before = refused.total()
         try:
             result = to_its_end(self.domain, number, words)
         except Stopped:
-            return
+            return False
         assert -200 < result
         self.check()
+        return refused.total() == before
 
     def check(self) -> None:
         """All counts by looking at all that is in use; no frame both table and writable; frames of others untouched."""
@@ -216,13 +219,14 @@ def to_its_end(domain: XenDomain, number: int, words: list[int]) -> int:
                 words[argument] = value
 
 
-def sequence(seed: int, most: int = 60) -> None:
-    """One domain's life of hypercalls."""
-    chance, case = random.Random(seed), Case()
+def sequence(seed: int, most: int = 60) -> Counter[int]:
+    """One domain's life of hypercalls; returns how many of each number were done."""
+    chance, case, done = random.Random(seed), Case(), Counter[int]()
     for _ in range(most):
         number = chance.choice(NUMBERS if chance.random() < 0.2 else MEMORY_NUMBERS)
-        case.do(number, [chance.randint(0, LARGEST) for _ in range(CHOICES)])
+        done[number] += case.do(number, [chance.randint(0, LARGEST) for _ in range(CHOICES)])
     case.end()
+    return done
 
 
 _LIST, _CALLS = BASE + 0x100000, 2000
