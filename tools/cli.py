@@ -53,6 +53,7 @@ def run(
     share: Annotated[str | None, typer.Option(metavar="N,N,...", help="Of several kernels: their parts of the CPU's time, such as 3,1.")] = None,
     console: Annotated[str, typer.Option(metavar="stdio|pty", help="Of several kernels: labelled lines here, or a terminal each.")] = "stdio",
     restore: Annotated[str | None, typer.Option(metavar="FILE", help="Instead of KERNEL: go on from a snapshot.")] = None,
+    bios: Annotated[str | None, typer.Option(metavar="FILE", help="Start in this BIOS, which boots a disk, instead of a KERNEL.")] = None,
     icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions: every run is the same.")] = False,
     timeout: Annotated[str | None, typer.Option(metavar="S", help="End the run after so many seconds, with status 124.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
@@ -74,14 +75,18 @@ def run(
     log: Annotated[str | None, typer.Option("-d", metavar="int,exec,mmu,io", help="Log events, blocks, shadow fills, device accesses.")] = None,
     log_file: Annotated[str | None, typer.Option("-D", metavar="FILE", help="Log there and not to standard error.")] = None,
 ) -> None:
-    """Boot KERNEL. Its serial line is standard output and input; Ctrl-A x ends the run, Ctrl-A h helps."""
+    """Boot KERNEL, or what the disks hold. Its serial line is standard output and input; Ctrl-A x ends the run, Ctrl-A h helps."""
     from tools import options
     from tools.run import Wishes, run_kernel
     from tools.session import Request
     from tools.technique import Technique, backend_of_snapshot, options_of
     from tools.together import for_each, for_one, parts_of, refuse, run_together
 
-    if restore is not None:
+    if bios is not None:
+        for_kernels = {"KERNEL": kernels, "--append": append, "--initrd": initrd, "--module": module, "--address": address, "--restore": restore}
+        refuse(for_kernels, "with --bios the guest is what a disk holds")
+        kernels = [bios]
+    elif restore is not None:
         settled = {"KERNEL": kernels, "-m": memory, "--append": append, "--initrd": initrd, "--module": module, "--address": address, "--disk": disk}
         refuse(settled, "with --restore it is the snapshot's")
         kernels, backend = [""], backend_of_snapshot(restore) if backend == "auto" else backend
@@ -108,6 +113,7 @@ def run(
         size = each["-m"][n]
         technique = Technique(
             kernel=kernel,
+            bios=bios,
             backend=each["--backend"][n] or "auto",
             mmu=each["--mmu"][n],
             ring=each["--ring"][n],
@@ -121,6 +127,7 @@ def run(
         requests.append(
             Request(
                 kernel=kernel,
+                bios=bios is not None,
                 memory_mib=None if size is None else options.memory(size),
                 append=next(reversed(of_one["--append"][n]), None),
                 initrd=next(reversed(of_one["--initrd"][n]), None),

@@ -54,6 +54,11 @@ def choose(kernel: str, memory_mib: int | None = None, append: str | None = None
     )
 
 
+def firmware(path: str, memory_mib: int | None = None) -> Guest:
+    """The guest that begins in the BIOS image `path`."""
+    return Guest(path, path, memory_mib or MEMORY_MIB, "", None)
+
+
 def open_disks(guest: Guest, paths: Sequence[str], until: ExitStack) -> list[Storage]:
     """Opens and locks the disk images, or makes the guest's empty one in the temporary folder; `until` closes and removes them."""
     if not paths and guest.disk_bytes:

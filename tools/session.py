@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from tools.guest import choose, open_disks, overlays
+from tools.guest import choose, firmware, open_disks, overlays
 from vmm.backends import COUNTING, Options
 from vmm.backends.bt import BtOptions
+from vmm.boot.bios import Bios, read_bios
 from vmm.console import Console
 from vmm.devices.disk import Storage
 from vmm.errors import InputError
@@ -33,9 +34,11 @@ class Request:
 
     restore: a snapshot's file, from which the guest goes on instead of being loaded; `kernel` is of no account then.
     network: the name of the network that the guest is on, with whoever else runs beside it and names the same.
+    bios: `kernel` is a BIOS image instead.
     """
 
     kernel: str
+    bios: bool = False
     memory_mib: int | None = None
     append: str | None = None
     initrd: str | None = None
@@ -63,14 +66,18 @@ def run(request: Request, console: Console, ready: Callable[[Vm], object] = lamb
     """Runs a guest to its end. `ready` is called with each VM that is loaded and about to run. Raises InputError before anything runs."""
     if request.restore is not None:
         return _go_on(request, request.restore, console, ready)
-    guest = choose(request.kernel, request.memory_mib, request.append)
+    guest = firmware(request.kernel, request.memory_mib) if request.bios else choose(request.kernel, request.memory_mib, request.append)
+    bios = read_bios(guest.path) if request.bios else None
     end, restarts = math.inf, 0
     with ExitStack() as until:
         disks = open_disks(guest, request.disks, until)
         port = Switch().port() if request.network else None  # with nobody else on it
         while True:
-            vm = make(guest.memory_mib, request.options, disks, console, request.icount, port)
-            vm.load(guest.path, append=guest.append, modules=request.modules, initrd=request.initrd, address=request.address)
+            vm = make(guest.memory_mib, request.options, disks, console, request.icount, port, bios)
+            if bios is not None:
+                vm.reset()
+            else:
+                vm.load(guest.path, append=guest.append, modules=request.modules, initrd=request.initrd, address=request.address)
             ready(vm)
             if not restarts and request.timeout is not None:
                 end = time.monotonic() + request.timeout
@@ -98,13 +105,21 @@ def _go_on(request: Request, path: str, console: Console, ready: Callable[[Vm], 
         return Ended(vm, vm.run(request.timeout), 0)
 
 
-def make(memory_mib: int, options: Options, disks: Sequence[Storage], console: Console, icount: bool, network: Port | None = None) -> Vm:
+def make(
+    memory_mib: int,
+    options: Options,
+    disks: Sequence[Storage],
+    console: Console,
+    icount: bool,
+    network: Port | None = None,
+    bios: Bios | None = None,
+) -> Vm:
     """A VM with nothing in it, on a machine of its own. Raises InputError."""
     try:
         machine = machine_for(memory_mib, options)
     except OSError as error:
         raise InputError(f"-m {memory_mib}: the host cannot give so much memory: {(error.strerror or str(error)).lower()}") from None
-    return Vm(machine, memory_mib=memory_mib, options=options, disks=disks, console=console, icount=icount, network=network)
+    return Vm(machine, memory_mib=memory_mib, options=options, disks=disks, console=console, icount=icount, network=network, bios=bios)
 
 
 def status_of(stop: Stop, *, like_qemu: bool = False) -> int:

@@ -18,9 +18,10 @@ _LARGEST = options.LARGEST_MEMORY * options.MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Technique:
-    """The words of the command line, as typed; None where nothing was. kernel: what "auto" decides by."""
+    """The words of the command line, as typed; None where nothing was. kernel, bios: what "auto" decides by."""
 
     kernel: str | None = None
+    bios: str | None = None
     backend: str = "auto"
     mmu: str | None = None
     ring: str | None = None
@@ -36,8 +37,12 @@ def options_of(technique: Technique) -> Options:
     """The options of the back-end that is meant. Raises InputError for words that are unknown, or do not concern it."""
     backend = options.choice("--backend", technique.backend, ("auto", *_MAKERS))
     if backend == "auto":
-        backend = _suited(technique.kernel)
+        backend = _suited(technique.kernel) if technique.bios is None else "hw"
         technique = replace(technique, backend=backend)
+    if technique.bios is not None:
+        if backend != "hw" or technique.mmu not in (None, "nested"):
+            raise InputError(f"--bios {technique.bios}: a BIOS starts in real mode, which takes --backend hw with --mmu nested")
+        technique = replace(technique, mmu="nested")
     return _MAKERS[backend](technique)
 
 

@@ -5,20 +5,23 @@ call-backs are given.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmm.bus import Bus, Memory
 from vmm.clock import Clock
-from vmm.devices import ioapic, lapic
+from vmm.devices import acpi_pm, fw_cfg, ioapic, lapic, pci
+from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.bios_data import write_bios_data
-from vmm.devices.debug_ports import DebugConsole, DebugExit, PostCode, PowerOff
+from vmm.devices.debug_ports import DebugConsole, DebugExit, PostCode
 from vmm.devices.disk import Storage
+from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.ide import IdeChannel
 from vmm.devices.interrupts import IO_APIC_ID, LOCAL_APIC_ID, TIMER_PIN, Interrupts
 from vmm.devices.keyboard import Keyboard
 from vmm.devices.mp_table import write_mp_table
 from vmm.devices.ne2000 import Ne2000, Network
+from vmm.devices.pci import PciHost, ResetControl
 from vmm.devices.pic import EdgeLevelControl
 from vmm.devices.pit import Pit
 from vmm.devices.rtc import Rtc
@@ -49,6 +52,8 @@ class Board:
     keyboard: Keyboard
     serial: Serial
     vga: Vga
+    pci: PciHost
+    power: AcpiPm
     ide: tuple[IdeChannel, ...]
     """The channels that have drives."""
     disks: tuple[Storage | None, ...]
@@ -69,8 +74,11 @@ def build_board(
     interrupts_changed: Callable[[], None],
     date: int | None = None,
     network: Network | None = None,
+    firmware: Mapping[str, bytes] | None = None,
 ) -> Board:
     """A PC of the AT's line with an MP table, in the state firmware leaves it in; its tables are written into `memory`.
+
+    With `firmware`, the files that it is to find, in the state after a reset: the rest is up to firmware.
 
     `console` gets what the guest sends to COM1 and port E9h; `disks` are primary master and slave, secondary master and slave (None
     for an empty place); `stop` is told when the guest asks for a reset, power off or the debug exit; `interrupts_changed` when `interrupts.pending()`
@@ -90,6 +98,7 @@ def build_board(
     vga = Vga(memory, clock)
     post_code, debug_exit = PostCode(), DebugExit(stop)
     pics = interrupts.pics
+    power, host = AcpiPm(clock, stop), PciHost()
 
     for first, count, device, offset, widest in (
         (0x020, 2, pics.master, 0, 1),
@@ -106,7 +115,9 @@ def build_board(
         (0x3C0, 32, vga, 0, 1),
         (COM1, 8, serial, 0, 1),
         (0x4D0, 2, EdgeLevelControl(pics), 0, 1),
-        (0x604, 1, PowerOff(stop), 0, 2),
+        (0xCF8, 1, host, pci.ADDRESS, 4),
+        (0xCF9, 1, ResetControl(stop), 0, 1),
+        (0xCFC, 4, host, pci.DATA, 4),
     ):
         bus.attach_ports(first, count, device, offset=offset, widest=widest)
 
@@ -126,11 +137,23 @@ def build_board(
         bus.attach_ports(NE2000 + 16, 8, adapter, offset=16, widest=4)
         bus.attach_ports(NE2000 + 24, 8, adapter, offset=24)
 
+    management = host.function(pci.POWER)
+    management.changed = lambda: bus.move_ports(pci.power_base(management), power, acpi_pm.LAYOUT)
+    management.changed()
+
     bus.attach_memory(LOCAL_APIC, 0x1000, interrupts.lapic)
     bus.attach_memory(IO_APIC, 0x1000, interrupts.ioapic)
 
-    if memory.size >= MIB:
+    if firmware is not None:
+        host.function(pci.HOST_BRIDGE).config[pci.PAM : pci.PAM + pci.PAMS] = bytes(pci.PAMS)
+        cpus = (1).to_bytes(2, "little")
+        configuration = FwCfg(memory, {fw_cfg.CPUS: cpus, fw_cfg.MOST_CPUS: cpus}, firmware)
+        bus.attach_ports(0x510, 1, configuration, widest=2)
+        bus.attach_ports(0x511, 1, configuration, offset=fw_cfg.DATA)
+        bus.attach_ports(0x514, 8, configuration, offset=fw_cfg.DMA, widest=4)
+    elif memory.size >= MIB:
         write_bios_data(memory, com1=COM1, crtc=CRTC, disks=sum(disk is not None for disk in disks))
         write_mp_table(memory, lapic_gpa=LOCAL_APIC, lapic_id=LOCAL_APIC_ID, lapic_version=lapic.VERSION_VALUE & 0xFF,
                        ioapic_gpa=IO_APIC, ioapic_id=IO_APIC_ID, ioapic_version=ioapic.VERSION, timer_pin=TIMER_PIN)
-    return Board(bus, clock, interrupts, pit, rtc, keyboard, serial, vga, tuple(channels), tuple(disks), post_code, debug_exit, a20, adapter)
+    drives = tuple(channels), tuple(disks)
+    return Board(bus, clock, interrupts, pit, rtc, keyboard, serial, vga, host, power, *drives, post_code, debug_exit, a20, adapter)

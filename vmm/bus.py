@@ -4,7 +4,7 @@ Knows who answers where and how wide an access a device takes. Must not know wha
 memory side is asked only for guest-physical addresses (gpa) that RAM does not claim.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 PAGE_SHIFT = 12
@@ -62,6 +62,15 @@ class Bus:
             raise ValueError(f"ports {first:#x}+{count}: outside the port space")
         for i in range(count):
             self._ports[first + i] = _Port(device.access, offset + i, widest)
+
+    def move_ports(self, first: int, device: Device, layout: Sequence[tuple[int, int, int]]) -> None:
+        """Take `device` from all ports where it answers and attach it from `first` on: for each (offset, count, widest) where nobody else is."""
+        for port in [port for port, found in self._ports.items() if found.access == device.access]:
+            del self._ports[port]
+        for offset, count, widest in layout:
+            for port in range(offset, offset + count):
+                if first + port <= 0xFFFF:
+                    self._ports.setdefault(first + port, _Port(device.access, port, widest))
 
     def attach_memory(self, gpa: int, size: int, device: Device) -> None:
         """Let `device` answer for `size` bytes from `gpa` (page-aligned; one device a page, a later one replaces an earlier one)."""

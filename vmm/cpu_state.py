@@ -99,7 +99,7 @@ def find_interrupt_request(state: int, pending: int = 0) -> tuple[list[ctypes.c_
 
     pending: what the word holds now. Both stand in front of the state: a pointer to the state, and one to the half-word's pair close to the
     state, follow the requests, with a jump buffer of any contents between. Raises LayoutError when no place looks so. Freed memory before
-    them may look so too: each is to be tried.
+    them may look so too: each is to be tried, the nearest first.
     """
     image = ctypes.string_at(state - _SCAN, _SCAN)
     places = [at for at in _occurrences(image, struct.pack("<Q", state)) if at % 8 == state % 8 and 0 < state - _quad(image, at + 8) < 256]
@@ -108,7 +108,7 @@ def find_interrupt_request(state: int, pending: int = 0) -> tuple[list[ctypes.c_
     (pointer,) = places
     # cflags_next_tb is -1 between blocks; singlestep_enabled and icount_budget behind interrupt_request are 0.
     wanted = b"\xff" * 4 + struct.pack("<I", pending) + bytes(16)
-    marks = [at for at in range(pointer - 512, pointer, 8) if image[at : at + 24] == wanted]
+    marks = [at for at in range(pointer - 8, pointer - 513, -8) if image[at : at + 24] == wanted]
     if not marks:
         raise LayoutError("the CPU's pending requests: no candidate")
     requests = [ctypes.c_uint32.from_address(state - _SCAN + mark + 4) for mark in marks]

@@ -351,6 +351,9 @@ class Machine:
 
     def flush_tlb(self) -> None:
         """Forgets all cached address translations, the guest's too where CR3 is the guest's own."""
+        if not self.state[Cpu.CR0] >> 31:  # where a load of CR3 forgets nothing
+            uclib.uc_ctl(self._handle, _FLUSH_TLB)
+            return
         self._cr3.value = self.wide[Cpu.CR3 >> 1]
         uclib.uc_reg_write(*self._write_cr3)
 
@@ -403,9 +406,28 @@ class Machine:
         if self._requests_found:
             return
         candidates, self._leave_chain = find_interrupt_request(self._state_address, _VIRTUAL)
-        if len(candidates) != 1:
-            raise LayoutError(f"the virtual interrupt in the CPU's pending requests: {len(candidates)} candidates")
-        self._requests, self._requests_found = candidates[0], True
+        for self._requests in candidates:
+            if len(candidates) == 1 or self._try_kick():
+                self._requests_found = True
+                return
+        raise LayoutError(f"the virtual interrupt in the CPU's pending requests: none of {len(candidates)} candidates is it")
+
+    def _try_kick(self) -> bool:
+        """Whether a kick among these requests makes the guest exit, which exits for want of memory otherwise."""
+        exits: list[int] = []
+
+        def handle(vector: int) -> None:
+            exits.append(vector)
+            self._requests.value &= ~_KICK
+            self.clear_event()
+            self.stop()
+
+        before, self.on_interrupt = self.on_interrupt, handle
+        self._requests.value |= _KICK
+        self.run()
+        self._requests.value &= ~_KICK
+        self.on_interrupt = before
+        return exits == [KICK_EXIT]
 
     @property
     def virtual_interrupt(self) -> bool:

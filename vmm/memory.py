@@ -36,6 +36,7 @@ class GuestMemory:
         self.memory, self.words = machine.memory, machine.words
         self.before_write: Callable[[int], bool] = lambda gfn: True
         self.after_write: Callable[[int], None] = lambda gfn: None
+        self.rom: dict[int, int] = {}  # gfn -> hfn of what is read there and not written; inside RAM it stands in `frames` as well
         self.read_only: dict[int, int] = {}  # gfn outside RAM -> hfn of a frame that may be read in its place
 
     def close(self) -> None:
@@ -46,7 +47,7 @@ class GuestMemory:
         self.count = 0
 
     def read(self, gpa: int, size: int) -> bytes:
-        """Bytes from guest-physical memory; outside RAM all ones."""
+        """Bytes from guest-physical memory; outside RAM and ROM all ones."""
         first, offset = gpa >> 12, gpa & 0xFFF
         if offset + size <= FRAME and first < self.count:
             at = self.frames[first] << 12 | offset
@@ -58,15 +59,22 @@ class GuestMemory:
                 at = self.frames[first] << 12 | offset
                 parts.append(bytes(self.memory[at : at + part]))
             else:
-                parts.append(b"\xff" * part)
+                parts.append(self._outside(first, offset, part))
             size, first, offset = size - part, first + 1, 0
         return b"".join(parts)
+
+    def _outside(self, gfn: int, offset: int, size: int) -> bytes:
+        hfn = self.rom.get(gfn)
+        return b"\xff" * size if hfn is None else bytes(self.memory[hfn << 12 | offset : (hfn << 12 | offset) + size])
 
     def write(self, gpa: int, data: bytes) -> None:
         """Writes guest-physical memory; what lies outside RAM is dropped."""
         gfn, offset, done = gpa >> 12, gpa & 0xFFF, 0
         while done < len(data) and gfn < self.count:
             part = min(len(data) - done, FRAME - offset)
+            if gfn in self.rom:
+                gfn, offset, done = gfn + 1, 0, done + part
+                continue
             opened = not self.state[gfn] or self.before_write(gfn)
             at = self.frames[gfn] << 12 | offset
             self.memory[at : at + part] = data[done : done + part]
@@ -75,17 +83,21 @@ class GuestMemory:
             gfn, offset, done = gfn + 1, 0, done + part
 
     def read32(self, gpa: int) -> int:
-        """An aligned 32-bit word; all ones outside RAM."""
+        """An aligned 32-bit word; all ones outside RAM and ROM."""
         gfn = gpa >> 12
-        return self.words[self.frames[gfn] << 10 | (gpa & 0xFFF) >> 2] if gfn < self.count else 0xFFFFFFFF
+        if gfn < self.count:
+            return self.words[self.frames[gfn] << 10 | (gpa & 0xFFF) >> 2]
+        return int.from_bytes(self._outside(gfn, gpa & 0xFFF, 4), "little")
 
     def read64(self, gpa: int) -> int:
-        """An aligned 64-bit word; all ones outside RAM."""
+        """An aligned 64-bit word; all ones outside RAM and ROM."""
         gfn = gpa >> 12
-        return self.machine.quads[self.frames[gfn] << 9 | (gpa & 0xFFF) >> 3] if gfn < self.count else (1 << 64) - 1
+        if gfn < self.count:
+            return self.machine.quads[self.frames[gfn] << 9 | (gpa & 0xFFF) >> 3]
+        return int.from_bytes(self._outside(gfn, gpa & 0xFFF, 8), "little")
 
     def set_bits(self, gpa: int, bits: int) -> None:
         """Ors bits into the aligned 32-bit word of a page-table entry, as the page walker does: no use of the frame ends by it."""
         gfn = gpa >> 12
-        if gfn < self.count:
+        if gfn < self.count and gfn not in self.rom:
             self.words[self.frames[gfn] << 10 | (gpa & 0xFFF) >> 2] |= bits

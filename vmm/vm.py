@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from vmm.backends import COUNTING, Options, build, machine
 from vmm.backends.bt import BtOptions
-from vmm.board import LOCAL_APIC, build_board
+from vmm.board import COM1, LOCAL_APIC, build_board
 from vmm.boot import load
 from vmm.clock import SECOND, Clock
 from vmm.console import Console, Recorder
 from vmm.cpuid import CPU_32
 from vmm.devices import stop as device_stop
 from vmm.devices.disk import Storage
+from vmm.devices.pci import HOST_BRIDGE
 from vmm.errors import InputError
 from vmm.events import Delivery, Events
 from vmm.exits import End, Stop
@@ -35,6 +36,7 @@ from vmm.mmu.walk import GuestPaging
 from vmm.monitor import Monitor
 from vmm.network import Port
 from vmm.operands import Operands
+from vmm.rom import Rom
 from vmm.segments import Segments
 from vmm.start import Start
 from vmm.stats import Statistics
@@ -42,6 +44,7 @@ from vmm.ticker import LONGEST, Ticker
 from vmm.vcpu import Vcpu
 
 if TYPE_CHECKING:
+    from vmm.boot.bios import Bios
     from vmm.snapshot import Snapshot, Watch
     from vmm.xen.domain import XenDomain
 
@@ -64,7 +67,7 @@ class Vm:
     console: where the serial line goes. time_source: virtual time in nanoseconds; real time when None. icount: virtual time is the number of
     instructions retired instead. The parts named below are the back-end's: it puts them under the VM. domain: what a paravirtual guest has in
     place of a PC. cpu_model: the CPU that the guest sees; a back-end that can run another says so.
-    network: where its Ethernet adapter is plugged in; None: it has none.
+    network: where its Ethernet adapter is plugged in; None: it has none. bios: the machine starts with it, by `reset`.
     """
 
     memory: GuestMemory
@@ -87,6 +90,7 @@ class Vm:
         time_source: Callable[[], int] | None = None,
         icount: bool = False,
         network: Port | None = None,
+        bios: Bios | None = None,
     ) -> None:
         if not 1 <= memory_mib <= 3072:
             raise InputError(f"-m {memory_mib}: guest memory must be 1 to 3072 MiB")
@@ -118,9 +122,13 @@ class Vm:
             interrupts_changed=self._interrupts_changed,
             date=DATE if icount else None,
             network=network,
+            firmware=bios.files(self.memory_size, COM1) if bios else None,
         )
         if network is not None and self.board.adapter is not None:
             network.plug(self.clock, self.board.adapter.receive)
+        self.bios = bios
+        if bios:
+            self._insert_rom(bios)
         self.receive: Callable[[bytes], None] = self.board.serial.receive
         self.lapic_page: LapicPage | None = None
         if isinstance(self.mmu, (ShadowMmu, NestedMmu)):
@@ -149,6 +157,20 @@ class Vm:
         assert self.start.domain is not None
         self.backend.start(self.start)
         self.receive = build_xen_board(self, self.domain, self.start.domain, self.disks).console.receive
+
+    def _insert_rom(self, bios: Bios) -> None:
+        if not isinstance(self.mmu, NestedMmu):
+            raise InputError("--bios: a BIOS starts in real mode, which takes --backend hw with --mmu nested")
+        rom, pci = Rom(self.machine, self.memory, self.mmu, self.board.bus, bios.image), self.board.pci
+        bridge = pci.function(HOST_BRIDGE)
+        bridge.changed = lambda: rom.set_attributes(pci.attributes())
+        bridge.changed()
+
+    def reset(self) -> None:
+        """Instead of `load`: the CPU as it comes out of reset, which leads it into the BIOS."""
+        assert self.bios is not None, "a CPU without a BIOS has nothing to start with"
+        self.start = self.bios.start()
+        self.backend.start(self.start)
 
     # -- snapshots -------------------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "elf64": HELLO[:4] + b"\x02" + HELLO[5:18] + struct.pack("<H", 62) + HELLO[20:],
         "odd": bytes(700),
         "disk": bytes(1024),
+        "bios": bytes(0x10000),
         "broken.gz": b"\x1f\x8b\x08\x00broken",
     }
     for name, content in files.items():
@@ -50,6 +51,13 @@ CASES = [
     ("run elf64 --backend hw --mmu shadow", "elf64: ", "64-bit"),
     ("run broken.gz", "broken.gz: ", "gzip"),
     ("run rings -m 1", "rings", "memory"),
+    ("run --bios gone", "gone: ", "no such file"),
+    ("run --bios disk", "disk: 1024 bytes: ", "64 KiB"),
+    ("run --bios bios --disk gone", "gone: ", "o such file"),
+    ("run hello --bios bios", "KERNEL: ", "--bios"),
+    ("run --bios bios --append a", "--append: ", "--bios"),
+    ("run --bios bios --backend bt", "--bios bios: ", "--backend hw"),
+    ("run --bios bios --icount", "--icount: ", "hw"),
     ("run hello --module gone", "gone: ", "no such file"),
     ("run hello --initrd gone", "gone: ", "no such file"),
     ("run hello --disk gone", "gone: ", "o such file"),

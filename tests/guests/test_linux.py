@@ -67,8 +67,17 @@ def test_under_shadow_paging(kernel: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kernel", ("linux-pae", "linux-amd64"))
-def test_with_the_interrupt_controllers_of_an_mp_table(kernel: str, tmp_path: Path) -> None:
-    """Without further words on the command line the kernel finds and uses the I/O APIC and the local APIC."""
-    steps = (Step("# ", "grep timer /proc/interrupts\n"), Step("IO-APIC", "reboot -f\n"), Step("Restarting system"))
+def test_with_pci_and_the_interrupt_controllers_of_an_mp_table(kernel: str, tmp_path: Path) -> None:
+    """Without further words on the command line the kernel finds and uses the I/O APIC, the local APIC and the chip set on PCI bus 0."""
+    steps = (
+        Step("# ", "grep timer /proc/interrupts\n"),
+        Step("IO-APIC", "cat /sys/bus/pci/devices/*/class | md5sum\n"),
+        Step("  -", "reboot -f\n"),
+        Step("Restarting system"),
+    )
     _, console = boot(kernel, "console=ttyS0", steps, tmp_path)
     assert "IOAPIC[0]: apic_id 1" in console.text
+    assert "PCI: Using configuration type 1 for base access" in console.text
+    found = re.findall(r"pci 0000:(\S+) \[(8086:\w+)\]", console.text.replace(": [", " ["))
+    assert found == [("00:00.0", "8086:1237"), ("00:01.0", "8086:7000"), ("00:01.1", "8086:7010"), ("00:01.3", "8086:7113")]
+    assert hashlib.md5(b"0x060000\n0x060100\n0x010100\n0x068000\n").hexdigest() in console.text

@@ -5,7 +5,10 @@ import struct
 
 import pytest
 
-from vmm.cpu_state import LayoutError, find_exit_check_flag, find_features, find_live_state
+from tests.assembly import ENTRY
+from tests.machine.flat import finish, flat_vm
+from vmm.backends.hw import HwOptions
+from vmm.cpu_state import LayoutError, find_exit_check_flag, find_features, find_interrupt_request, find_live_state
 
 STATE_SIZE = 8 * 64
 DEBUG = 40  # index of debug register 0 among the 64-bit words of a state
@@ -116,3 +119,28 @@ def test_the_feature_words_are_found_by_what_must_be_in_them() -> None:
 def test_unsure_feature_words_are_not_used(lists: tuple[tuple[int, ...], ...]) -> None:
     """None or two: nothing is written anywhere."""
     assert find_features(ctypes.addressof(behind_state(*lists)), STATE_SIZE) is None
+
+
+@pytest.mark.parametrize("before", (0, 1, 2))
+def test_pending_requests_among_words_that_look_like_them(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    """What memory that was freed still holds is told apart from the CPU's requests by what a kick does."""
+    find = find_interrupt_request
+    others = [ctypes.c_uint32(0x100) for _ in range(2)]
+
+    def crowded(state: int, pending: int = 0) -> tuple[list[ctypes.c_uint32], ctypes.c_uint16]:
+        found, leave = find(state, pending)
+        return [*others[:before], *found, *others[before:]], leave
+
+    monkeypatch.setattr("vmm.machine.find_interrupt_request", crowded)
+    options = HwOptions(mmu="nested")
+    vm = flat_vm({ENTRY: "mov eax, 7; cpuid; mov eax, 7; out 0xf4, eax"}, options=options)
+    assert finish(vm) == 7
+    assert [other.value for other in others] == [0x100] * 2
+
+
+def test_pending_requests_that_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With look-alikes only there is no guest mode."""
+    leave = ctypes.c_uint16()
+    monkeypatch.setattr("vmm.machine.find_interrupt_request", lambda state, pending=0: ([ctypes.c_uint32(0x100) for _ in range(2)], leave))
+    with pytest.raises(LayoutError, match="none of 2 candidates"):
+        flat_vm({ENTRY: "hlt"}, options=HwOptions(mmu="nested"))

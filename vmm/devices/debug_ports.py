@@ -1,4 +1,4 @@
-"""Ports for people who write kernels: POST code, debug console, debug exit, power off. None is part of a real chip set.
+"""Ports for people who write kernels: POST code, debug console, debug exit. None is part of a real chip set.
 
 Knows what each means. Must not know where output goes, nor how a run ends.
 """
@@ -44,16 +44,4 @@ class DebugExit:
         if value is None:
             return 0
         self._stop(Stop(StopKind.DEBUG_EXIT, "debug exit port", value))
-        return 0
-
-
-class PowerOff:
-    """Port 604h, where QEMU's PC has PM1a_CNT: writing SLP_EN (bit 13) with sleep type 0 powers the machine off."""
-
-    def __init__(self, stop: Callable[[Stop], None]) -> None:
-        self._stop = stop
-
-    def access(self, offset: int, size: int, value: int | None) -> int:
-        if value is not None and size > 1 and value & 0x3C00 == 0x2000:
-            self._stop(Stop(StopKind.POWER_OFF, "port 604h"))
         return 0

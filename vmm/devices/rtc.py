@@ -60,6 +60,7 @@ class Rtc:
         ram[0x15:0x17] = (640).to_bytes(2, "little")
         ram[0x17:0x19] = ram[0x30:0x32] = extended.to_bytes(2, "little")
         ram[0x34:0x36] = above_16.to_bytes(2, "little")
+        ram[0x3D] = 0x02  # what a BIOS boots from: the first disk
         ram[0x5B:0x5E] = above_4g.to_bytes(3, "little")
         ram[0x2E:0x30] = sum(ram[0x10:0x2E]).to_bytes(2, "big")
 

@@ -30,6 +30,7 @@ class NestedMmu:
         self.fills = 0
         self.on_write: Callable[[int], object] = lambda gfn: True
         self.lent: dict[int, int] = {}
+        self.on_bus: set[int] = set()  # ROM that was written and not executed since: the bus answers for it
         self.dirty: set[int] | None = None  # frames written since `watch_writes`; None: nobody watches
         self._filled = False
         self._tables: dict[tuple[int, int], int] = {}  # (level, gpa >> bits below it) -> hfn
@@ -65,7 +66,7 @@ class NestedMmu:
 
     def _fill(self, region: int) -> None:
         first = region << 9
-        if first < self.memory.count:
+        if first < self.memory.count or first | 511 in self.memory.rom:  # ROM outside RAM ends with the address space
             self._fill_table(region)
         else:
             place = first << 12 if first < BUS >> 12 else _NOBODY
@@ -79,9 +80,39 @@ class NestedMmu:
             quads[slot] = hfn << 12 | (_READ_ONLY if uses == EXECUTED or self.dirty is not None else _ALL)
         for gfn in range(max(first, memory.count), first + 512):
             quads[at + (gfn & 511)] = BUS + (gfn << 12) | _ALL
+        for gfn in memory.rom:
+            if gfn >> 9 == region:
+                quads[at + (gfn & 511)] = self._rom_entry(gfn)
+
+    def _rom_entry(self, gfn: int) -> int:
+        return BUS + (gfn << 12) | _ALL if gfn in self.on_bus else self.memory.rom[gfn] << 12 | _READ_ONLY
+
+    def refresh(self, gfn: int) -> None:
+        """Another frame stands behind `gfn`, or ROM begins or ends there."""
+        self.on_bus.discard(gfn)
+        table = self._tables.get((0, gfn >> 9))
+        if table is not None:
+            entry = self._rom_entry(gfn) if gfn in self.memory.rom else self.memory.frames[gfn] << 12 | self._rights(gfn)
+            self.quads[(table << 9) + (gfn & 511)] = entry
+            self.machine.flush_tlb()
+
+    def _rights(self, gfn: int) -> int:
+        return _READ_ONLY if self.memory.state[gfn] == EXECUTED or self.dirty is not None else _ALL
+
+    def executes_rom(self, gfn: int) -> bool:
+        """The CPU found no code at `gfn`: whether that is ROM which it finds from now on."""
+        if gfn not in self.on_bus:
+            return False
+        self.refresh(gfn)
+        return True
 
     def _written(self, gfn: int) -> None:
         """A write to a page that is read-only below."""
+        if gfn in self.memory.rom:
+            self.on_bus.add(gfn)
+            self.quads[(self._tables[0, gfn >> 9] << 9) + (gfn & 511)] = self._rom_entry(gfn)
+            self.machine.flush_tlb()
+            return
         if self.dirty is not None:
             self.dirty.add(gfn)
         self.on_write(gfn)
@@ -90,7 +121,7 @@ class NestedMmu:
     def open(self, gfn: int) -> None:
         """Lets the guest write a frame."""
         table = self._tables.get((0, gfn >> 9))
-        if table is not None:
+        if table is not None and gfn not in self.memory.rom:
             self.quads[(table << 9) + (gfn & 511)] |= Pte.W
 
     def protect(self, gfn: int) -> None:

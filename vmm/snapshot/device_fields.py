@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vmm.devices.debug_ports import DebugConsole, DebugExit, PostCode, PowerOff
+from vmm.devices.acpi_pm import AcpiPm
+from vmm.devices.debug_ports import DebugConsole, DebugExit, PostCode
 from vmm.devices.ide import Drive, IdeChannel
 from vmm.devices.interrupts import Interrupts
 from vmm.devices.ioapic import IoApic
 from vmm.devices.keyboard import Keyboard
 from vmm.devices.lapic import LocalApic
 from vmm.devices.ne2000 import Ne2000
+from vmm.devices.pci import Function, PciHost, ResetControl
 from vmm.devices.pic import EdgeLevelControl, Pic, PicPair
 from vmm.devices.pit import Counter, Pit
 from vmm.devices.rtc import Rtc
@@ -106,5 +108,8 @@ FIELDS: Mapping[type, Fields] = {
     PostCode: Fields(plain=("code",)),
     DebugConsole: Fields(wires=("_console",)),
     DebugExit: Fields(wires=("_stop",)),
-    PowerOff: Fields(wires=("_stop",)),
+    AcpiPm: Fields(plain=("enable", "control"), wires=("_clock", "_stop")),
+    PciHost: Fields(plain=("address",), parts=("functions",), wires=("_by_number",)),
+    Function: Fields(plain=("config",), wires=("writable", "changed"), restored=True),
+    ResetControl: Fields(plain=("control",), wires=("_stop",)),
 }

@@ -26,7 +26,7 @@ def devices(board: Board) -> Iterator[tuple[str, object]]:
     """All devices of a board with a name for each: the class, and which of those on the bus it is. A board that is wired alike has the same names."""
     seen: set[int] = set()
     counts: dict[str, int] = {}
-    waiting: deque[object] = deque((board.interrupts, *board.bus.devices()))
+    waiting: deque[object] = deque((board.interrupts, board.power, *board.bus.devices()))  # the second may be at no port
     while waiting:
         device = waiting.popleft()
         if id(device) in seen:

@@ -25,6 +25,17 @@ def test_auto(tmp_path: Path, image: bytes, backend: str) -> None:
     assert options_of(Technique(kernel=str(file))).backend == backend
 
 
+def test_a_bios() -> None:
+    """Runs under hw with nested paging, whether that is asked for or not, and under nothing else."""
+    for words in ({}, {"backend": "hw"}, {"mmu": "nested"}):
+        options = options_of(Technique(bios="bios", **words))
+        assert options.backend == "hw"
+        assert options.mmu == "nested"  # type: ignore[attr-defined]
+    for words in ({"backend": "bt"}, {"backend": "native"}, {"mmu": "shadow"}):
+        with pytest.raises(InputError, match="^--bios bios: a BIOS starts in real mode"):
+            options_of(Technique(bios="bios", **words))
+
+
 def test_words_of_another_technique(tmp_path: Path) -> None:
     """What was chosen by itself refuses what it cannot use, by name."""
     file = tmp_path / "kernel"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _EPT_FORM = 6 | 3 << 3  # write-back, a walk of four levels
 _BUSY_TSS = 0x8B
+_RESET_BASE = 0xFFFF0000
 _PRIMARY = {
     "invlpg": Primary.INVLPG_EXITING,
     "rdtsc": Primary.RDTSC_EXITING,
@@ -50,8 +51,8 @@ def new_vmcs(options: HwOptions, nested_root: int) -> Vmcs:
 
 
 def set_start(vmcs: Vmcs, start: Start, memory: GuestMemory) -> None:
-    """Guest state: protected mode, paging off, or long mode; with the segments out of the loader's table."""
-    for name in SEGMENTS:
+    """Guest state: protected mode, paging off, or long mode; with the segments out of the loader's table. A BIOS starts in real mode."""
+    for name in SEGMENTS if start.kind != "bios" else ():
         selector = start.cs if name == "CS" else start.ds
         loaded = segment(selector, int.from_bytes(memory.read(start.gdt_base + (selector & 0xFFF8), 8), "little"))
         vmcs.set_segment(name, selector, loaded.attributes >> 8 & 0xF0FF, loaded.limit, loaded.base)
@@ -60,6 +61,8 @@ def set_start(vmcs: Vmcs, start: Start, memory: GuestMemory) -> None:
     vmcs[Field.GUEST_GDTR_BASE], vmcs[Field.GUEST_GDTR_LIMIT] = start.gdt_base, start.gdt_limit
     vmcs[Field.GUEST_IDTR_LIMIT] = 0x3FF
     vmcs[Field.GUEST_CR0] = Cr0.PE | Cr0.ET
+    if start.kind == "bios":
+        _set_reset_state(vmcs, start)
     if start.long_tables:
         vmcs[Field.VM_ENTRY_CONTROLS] = Entry.IA32E_MODE_GUEST | Entry.LOAD_IA32_EFER
         vmcs[Field.GUEST_CR0], vmcs[Field.GUEST_CR4], vmcs[Field.GUEST_CR3] = Cr0.PG | Cr0.PE | Cr0.ET, Cr4.PAE, start.long_tables
@@ -67,3 +70,12 @@ def set_start(vmcs: Vmcs, start: Start, memory: GuestMemory) -> None:
     vmcs[Field.GUEST_DR7] = 0x400
     vmcs[Field.GUEST_RFLAGS] = start.eflags & ~Flag.IF | 2
     vmcs[Field.GUEST_RIP], vmcs[Field.GUEST_RSP] = start.entry, start.esp
+
+
+def _set_reset_state(vmcs: Vmcs, start: Start) -> None:
+    """SDM 3A table 10-1: CS has a base that its selector has not."""
+    for name in SEGMENTS:
+        vmcs.set_segment(name, 0, 0x93, 0xFFFF, 0)
+    vmcs.set_segment("CS", start.cs, 0x9B, 0xFFFF, _RESET_BASE)
+    vmcs[Field.GUEST_IDTR_LIMIT] = 0xFFFF
+    vmcs[Field.GUEST_CR0] = Cr0.CD | Cr0.NW | Cr0.ET

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bt.cache import TranslationCache
+from bt.discover import LONGEST
 from bt.sensitive import classify, row_of
 from vmm.backends.hw.controls import new_vmcs, set_start
 from vmm.backends.hw.counting import Counting
@@ -143,8 +144,21 @@ class Hardware:
                 if not isinstance(error, NoCode):
                     raise
                 self.synchronize()
+                if self._executes_rom():
+                    return
                 eip = code_address(vm, self.vcpu.eip)
                 vm.stop(Stop(End.DIED, f"the guest executes at {eip:#x}, where there is no memory"))
+
+    def _executes_rom(self) -> bool:
+        """Whether the code that the CPU did not find is on a page of ROM that stood aside for the bus, or just behind its end."""
+        eip = code_address(self.vm, self.vcpu.eip)
+        return self.nested.executes_rom(self._code_frame(eip)) or self.nested.executes_rom(self._code_frame(eip + LONGEST - 1))
+
+    def _code_frame(self, linear: int) -> int:
+        try:
+            return self.paging.walk(linear & self.paging.mask).gpa >> 12
+        except GuestFault:
+            return -1
 
     def settle(self) -> None:
         """The CPU stops between two instructions only. An interrupt that it was to deliver next is delivered here."""
@@ -349,6 +363,15 @@ class Hardware:
         self.report(Reason.EPT_VIOLATION, error & 2 or 1 << 2 * bool(error & Fault.I))
         self.vmcs[Field.GUEST_PHYSICAL_ADDRESS] = gpa
         self.nested.fault(gpa, bool(error & Fault.W))
+        if gpa >> 12 in self.nested.on_bus:
+            self._written_rom(gpa >> 12)
+
+    def _written_rom(self, gfn: int) -> None:
+        """ROM that is written by code on the same page cannot be both on the bus and executed: the instruction is passed over."""
+        self.synchronize()
+        if self._code_frame(code_address(self.vm, self.vcpu.eip)) == gfn and (instruction := instruction_at(self.vm)) is not None:
+            self.nested.executes_rom(gfn)
+            self.vcpu.eip = instruction.next
 
     def report(self, reason: Reason, qualification: int = 0, name: str | None = None) -> None:
         """Counts an exit, as `name` when it was asked for by that, and leaves its description in the VMCS."""
