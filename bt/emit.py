@@ -38,6 +38,7 @@ _FLAG_TREATMENTS = (Treatment.PUSH_FLAGS, Treatment.POP_FLAGS, Treatment.CLEAR_I
 _DIRECT = (Treatment.JUMP, Treatment.BRANCH, Treatment.LOOP, Treatment.CALL)
 _PLAIN_TREATMENTS = (*_FLAG_TREATMENTS, Treatment.LOAD_SEGMENT)
 # No interrupt behind these: SDM 3A 6.8.3 "Masking Exceptions and Interrupts When Switching Stacks".
+_CONDITIONAL_LOOPS = (0xE0, 0xE1)  # loopne loope
 _INHIBITING = ("mov ss,r/m", "pop ss", "sti")
 
 
@@ -568,6 +569,8 @@ class Emitter:
     def loop(self, instruction: Instruction, row: Row) -> int:
         """These have no rel32 form: the short one jumps over a jump."""
         prefix = b"\x67" if instruction.prefixes & ADDRESS_SIZE else b""
+        if instruction.opcode in _CONDITIONAL_LOOPS:
+            self.put(b"\xeb\x00")  # jmp over nothing: this CPU loses flags that are set in the same block when ECX ends such a loop
         self.put(prefix + bytes((instruction.opcode, 2)) + b"\xeb\x05")
         self.near(b"\xe9", instruction.relative_target())
         return instruction.next

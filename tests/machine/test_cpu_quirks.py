@@ -49,3 +49,19 @@ def test_a_return_to_users_marks_no_code_segment() -> None:
         finish(vm)
         seen.append(words(vm, 0x31001C, 1)[0] >> 8 & 1)
     assert seen == [0, 1]
+
+
+@pytest.mark.parametrize("options", (NATIVE, BT, BtOptions(ring=3), BtOptions(stubs_in_cache=False)), ids=("native", "bt", "ring3", "stubs"))
+@pytest.mark.parametrize(
+    ("setting", "flags"),
+    (("mov eax,5; sub eax,5", 0x46), ("mov eax,3; imul eax,eax", 6), ("mov eax,1; dec eax", 0x46)),
+    ids=("sub", "imul", "dec"),
+)
+@pytest.mark.parametrize("opcode", (0xE0, 0xE1), ids=("loopne", "loope"))
+def test_a_loop_that_ecx_ends(opcode: int, setting: str, flags: int, options: NativeOptions | BtOptions) -> None:
+    """LOOPE and LOOPNE change no flag. The bare machine loses those set right before when ECX ends the loop; binary translation does not."""
+    code = f"push 0x202; popfd; cli; {setting}; mov ecx,1; .byte {opcode},0; pushfd; pop eax; mov [{LOG}],eax; {FINISH}"
+    vm = flat_vm(small_kernel(code), options=options)
+    finish(vm)
+    lost = options == NATIVE
+    assert (words(vm, LOG, 1)[0] == flags) is not lost

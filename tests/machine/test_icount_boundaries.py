@@ -149,3 +149,10 @@ def test_a_timer_that_a_store_starts(start: str, after: int) -> None:
     assert len(expected[0]) == 1
     for way, options in WAYS.items():
         assert noted(parts, options) == expected, way
+
+
+@pytest.mark.parametrize("way", ("native", *WAYS))
+def test_the_time_stamp_as_an_msr(way: str) -> None:
+    """RDMSR 10h reads what RDTSC would."""
+    code = f"rdtsc; mov ebp,eax; mov ecx,0x10; rdmsr; sub eax,ebp; mov [{LOG}],eax; mov [{LOG + 4}],edx; {FINISH}"
+    assert noted(small_kernel(code), {"native": NativeOptions(), **WAYS}[way])[2][:2] == [3 * NANOSECONDS, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bt.decode import Instruction
-from vmm.cpuid import ADDRESSES, EFER
+from vmm.cpuid import ADDRESSES, EFER, TIME_STAMP
 from vmm.emulate.control import tables_dropped
 from vmm.emulate.routine import Result, privileged
 from vmm.faults import GuestFault
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def rdmsr(vm: Vm, instruction: Instruction) -> Result:
     privileged(vm)
     vcpu, number = vm.vcpu, vm.vcpu.register(1) & 0xFFFFFFFF
-    value = vcpu.efer if number == EFER else vcpu.msrs.get(number)
+    value = vcpu.efer if number == EFER else vm.clock.now() if number == TIME_STAMP else vcpu.msrs.get(number)
     if value is None:
         raise GuestFault(Vector.GP, 0)
     vcpu.set_register(0, value & 0xFFFFFFFF)
