@@ -52,3 +52,31 @@ def test_from_the_entry_of_the_image(line: str, tmp_path: Path, monkeypatch: pyt
     called = iter(trace)
     assert all(name in called for name in ("sysrq_handle_crash", "__handle_sysrq", "write_sysrq_trigger", "vfs_write", "ksys_write")), trace
     assert not _WRONG.search(console.text)
+
+
+_TRACING = (
+    "mount -t tracefs t /sys/kernel/tracing; cd /sys/kernel/tracing",
+    "echo p:probe do_sys_openat2 >kprobe_events; echo 1 >events/kprobes/enable; cat /proc/version; echo 0 >events/kprobes/enable",
+    "echo probed $(grep -c probe: trace)",
+    "echo >trace; echo function >current_tracer; md5sum /bin/busybox; echo 0 >tracing_on",
+    "echo sites $(wc -l <enabled_functions), reads $(grep -c ' vfs_read ' trace); echo nop >current_tracer; echo left $(wc -l <enabled_functions)",
+    "cd /; md5sum /bin/busybox",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_kernel_that_rewrites_itself(tmp_path: Path) -> None:
+    """A kprobe, and ftrace on all functions, on and off: each puts breakpoints into running code through another mapping, and takes them away."""
+    waits = ("\n# ", "Linux version", "probed ", "  /bin/busybox", "left ", "  /bin/busybox")
+    answers = [f"{command}\n" for command in _TRACING] + ["reboot -f\n"]
+    steps = (*(Step(text, answer) for text, answer in zip(("# ", *waits), answers, strict=True)), Step("Restarting system"))
+    _, console = boot("linux-pae", OLD_PC, steps, tmp_path, options=BtOptions())
+    probed, sites, reads, left = (int(number) for number in re.findall(r"(?:probed|sites|reads|left) (\d+)", console.text))
+    assert probed >= 1
+    assert sites > 30_000
+    assert reads > 100
+    assert left == 0
+    assert len(re.findall(r"^[0-9a-f]{32}  /bin/busybox", console.text, re.MULTILINE)) == 2
+    assert len(set(re.findall(r"([0-9a-f]{32})  /bin/busybox", console.text))) == 1
+    assert not _WRONG.search(console.text)
