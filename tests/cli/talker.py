@@ -65,3 +65,30 @@ def write(folder: Path) -> str:
     path = folder / "talker.bin"
     path.write_bytes(image)
     return str(path)
+
+
+_WORKER = f"""
+    mov esp,0x90000; mov al,'>'; {_PUT}
+    mov ebp,{{rounds}}; mov ebx,1
+    whole: mov edi,{_MEMORY}
+    part: mov eax,[edi]; imul eax,eax,0x19660d; add eax,0x3c6ef35f; add eax,edi; xor eax,ebx; mov [edi],eax; rol ebx,5; add ebx,eax
+    add edi,64; cmp edi,{_MEMORY + 0x400000}; jb part
+    dec ebp; jnz whole
+    mov ecx,8
+    digit: rol ebx,4; mov eax,ebx; {_DIGIT.format("one")}
+    dec ecx; jnz digit
+    mov al,'.'; {_PUT}
+    mov al,0; out 0xf4,al; hlt
+"""
+
+
+def write_worker(folder: Path, rounds: int) -> str:
+    """Writes a kernel that goes over 4 MiB of memory so many times, says ">", and at the end a checksum and "."; returns its path."""
+    image = bytearray(_COUNT + 4096 - _BASE)
+    flags = 1 << 16
+    image[:32] = struct.pack("<8I", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFFFFFF, _BASE, _BASE, 0, 0, _ENTRY)
+    code = assemble(_WORKER.format(rounds=rounds), _ENTRY)
+    image[_ENTRY - _BASE : _ENTRY - _BASE + len(code)] = code
+    path = folder / "worker.bin"
+    path.write_bytes(image)
+    return str(path)

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from vmm.errors import InputError
+
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The VM's name (vmm ls).")]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds them."""
-    for command in (create, start, ls, attach, stats, stop, snapshot, restore, poke):
+    for command in (create, start, ls, attach, stats, stop, snapshot, restore, migrate, poke):
         app.command()(command)
 
 
@@ -38,12 +40,15 @@ def create(
 def start(
     name: _Name,
     restore: Annotated[str | None, typer.Option(metavar="SNAPSHOT", help="Go on from a snapshot instead of booting.")] = None,
+    incoming: Annotated[str | None, typer.Option(metavar="tcp:HOST:PORT", help="Wait there for a guest that is migrated.")] = None,
     attached: Annotated[bool, typer.Option("--attach", help="And attach to its console.")] = False,
 ) -> None:
     """Start a VM, as a process of its own."""
     from tools.vms import commands
 
-    commands.start(name, ["boot"] if restore is None else ["restore", restore])
+    if restore is not None and incoming is not None:
+        raise InputError("--incoming: not with --restore")
+    commands.start(name, ["incoming", incoming] if incoming else ["restore", restore] if restore else ["boot"])
     if attached:
         commands.attach(name)
 
@@ -104,3 +109,10 @@ def poke(
     from tools.vms import commands
 
     commands.poke(name, options.count("--bytes", count), options.seed(seed))
+
+
+def migrate(name: _Name, address: Annotated[str, typer.Argument(metavar="tcp:HOST:PORT", help="Where a VM waits (vmm start --incoming).")]) -> None:
+    """Move a running guest to a VM that waits for it, while it runs."""
+    from tools.vms import commands
+
+    commands.migrate(name, address)

@@ -1,4 +1,4 @@
-"""`vmm start`, `ls`, `attach`, `stats`, `stop`, `snapshot` and `restore`: what a person does with VMs that are processes.
+"""`vmm start`, `ls`, `attach`, `stats`, `stop`, `snapshot`, `restore` and `migrate`: what a person does with VMs that are processes.
 
 Knows the directories of VMs and how their processes are asked. Runs no VM itself.
 """
@@ -112,6 +112,18 @@ def restore(name: str, snapshot_name: str | None) -> None:
     else:
         request(name, {"do": "restore", "name": chosen})
         print(f"{name}: goes on from {chosen}")
+
+
+def migrate(name: str, address: str) -> None:
+    """Has a running VM move its guest to another process."""
+    directory = Directory(name)
+    for said in ask(directory.path, name, {"do": "migrate", "to": address}):
+        match said:
+            case {"round": number, "frames": frames, "seconds": seconds}:
+                print(f"round {number}: {frames} frames, {seconds} s", flush=True)
+            case {"done": {"to": where, "seconds": seconds}}:
+                print(f"{name}: runs at {where}; it stood still for {seconds} s")
+    directory.wait_until_free()
 
 
 def attach(name: str) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from vmm.damage import scribble
 from vmm.devices.disk import Storage
 from vmm.errors import InputError
 from vmm.exits import End, Stop
+from vmm.migration import Sender, parse_address, receive
 from vmm.snapshot import Snapshot
 from vmm.snapshot.file import read, write
 from vmm.store.config import Config
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 _MOST_DAMAGE, _SHOWN = 1 << 20, 64  # bytes that one request may damage, and that the answer tells one by one
+_STEP = 0.01  # seconds of a turn that a migration takes
 
 
 class Process:
@@ -54,7 +58,12 @@ class Process:
         self.began, self.restarts = time.monotonic(), 0
         self._last: tuple[Snapshot, str] | None = None  # the snapshot that the guest came from or that was taken last, without its frames; its file
         self._next: Callable[[], None] | None = None  # what makes the VM that is to run next
-        self._requests = {"stop": self._stop, "stats": self._stats, "snapshot": self._snapshot, "restore": self._restore, "poke": self._poke}
+        self._sender: tuple[Sender, Peer] | None = None
+        self.told_to_end = False  # told to stop while no guest was there
+        self._requests = {
+            "stop": self._stop, "stats": self._stats, "snapshot": self._snapshot, "restore": self._restore, "migrate": self._migrate,
+            "poke": self._poke,
+        }  # fmt: skip
 
     # -- making VMs ------------------------------------------------------------------------------------------------------------------
 
@@ -98,6 +107,37 @@ class Process:
         snapshot = read(file)
         self.go_on(snapshot, file, self.directory.lay_disks(snapshot.disks))
 
+    def listen(self, address: str) -> socket.socket:
+        """Where a guest is waited for. Raises InputError."""
+        try:
+            return socket.create_server(parse_address(address))
+        except OSError as error:
+            raise InputError(f"{address}: {(error.strerror or str(error)).lower()}") from None
+
+    def wait_for_guest(self, listening: socket.socket) -> None:
+        """Waits for one that is migrated here, with whom it works out. Returns without one when it is told to stop."""
+        while self.vm is None and not self.told_to_end:
+            ready = select.select([listening.fileno(), self.server.fileno()], [], [])[0]
+            self.server.poll()
+            if listening.fileno() not in ready:
+                continue
+            connection = listening.accept()[0]
+            with connection:
+                try:
+                    receive(connection, self._prepare)
+                except InputError as error:
+                    say(f"{self.directory.name}: {error}")
+                    self.vm, self.server.room = None, no_room
+                    self.directory.drop_disks(self.disks)
+                    self.disks = []
+                    give_back()
+        listening.close()
+
+    def _prepare(self, snapshot: Snapshot) -> None:
+        self.go_on(snapshot, "", self.directory.lay_disks(snapshot.disks))
+        self._last = None
+        snapshot.frames.clear()
+
     def _take(self, vm: Vm) -> None:
         self.vm = vm
         self.server.room = vm.board.serial.room
@@ -135,11 +175,14 @@ class Process:
         action(peer, request)
 
     def _now(self) -> Vm:
-        assert self.vm is not None
+        if self.vm is None:
+            raise InputError(f"{self.directory.name}: waits for a guest")
         return self.vm
 
     def _stop(self, peer: Peer, request: Message) -> None:
-        self._now().stop(Stop(End.QUIT, "stopped"))
+        self.told_to_end = True
+        if self.vm is not None:
+            self.vm.stop(Stop(End.QUIT, "stopped"))
         self.server.answer(peer, {"done": True})
 
     def _stats(self, peer: Peer, request: Message) -> None:
@@ -211,6 +254,42 @@ class Process:
         self._now().stop(Stop(End.QUIT, "another snapshot"))
 
 
+    def _migrate(self, peer: Peer, request: Message) -> None:
+        if self._sender is not None:
+            raise InputError(f"{self.directory.name}: is being migrated already")
+        sender = Sender(self._now(), *parse_address(str(request.get("to"))))
+        self._sender = sender, peer
+        self.server.watch(sender.connection.fileno(), write=True)
+        self.server.work = self._go_on_sending
+
+    def _go_on_sending(self) -> None:
+        """A part of the migration, between two runs of the CPU."""
+        assert self._sender is not None
+        sender, peer = self._sender
+        told = len(sender.rounds)
+        try:
+            if sender.vm is not self.vm:
+                raise InputError(f"{self.directory.name}: is another guest by now")
+            ready = sender.step(_STEP)
+            for number, done in enumerate(sender.rounds[told:], told + 1):
+                self.server.answer(peer, {"round": number, "frames": done.frames, "seconds": round(done.seconds, 3)})
+            if not ready:
+                return
+            seconds = sender.finish()
+        except InputError as error:
+            self.server.answer(peer, {"error": f"{error}; the guest goes on here"})
+        else:
+            self.server.answer(peer, {"done": {"to": sender.where, "rounds": len(sender.rounds), "seconds": round(seconds, 3)}})
+            sender.vm.stop(Stop(End.QUIT, f"migrated to {sender.where}"))
+        sender.close()
+        self._sender, self.server.work = None, lambda: None
+
+
+def say(text: str) -> None:
+    """A line for the log."""
+    print(f"{time.strftime('%F %T')} {text}", flush=True)
+
+
 def give_back() -> None:
     """Memory that is not used any more goes back to the host: a VM is a knot of references, and what snapshots held is scattered."""
     gc.collect()
@@ -228,27 +307,33 @@ def _handle_of(snapshot: Snapshot) -> Snapshot:
 
 
 def main(arguments: list[str]) -> int:
-    """name, what to do first ("boot", or "restore" and a snapshot), and the descriptor on which it is said how that came out."""
+    """name, what to do first ("boot", "restore" and a snapshot, "incoming" and an address), and the descriptor to say on how that came out."""
     name, first, ready = arguments[0], arguments[1:-1], int(arguments[-1])
     try:
         process = Process(Directory(name))
+        listening = process.listen(first[1]) if first[0] == "incoming" else None
         if first[0] == "restore":
             process.restore(first[1])
-        else:
+        elif listening is None:
             process.boot()
     except InputError as error:
         _say(ready, f"error {error}")
         return 2
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: _told(process, number, frame))
-    _say(ready, f"ready {process.server.pty}")
-    stop = process.run()
+    where = f", waits at port {listening.getsockname()[1]}" if listening else ""
+    _say(ready, f"ready {process.server.pty}{where}")
+    if listening is not None:
+        process.wait_for_guest(listening)
+    if process.vm is not None:
+        stop = process.run()
+        say(f"{name}: {stop.why.value}: {stop.reason}")
     process.end()
-    print(f"{time.strftime('%F %T')} {name}: {stop.why.value}: {stop.reason}", flush=True)
     return 0
 
 
 def _told(process: Process, number: int, frame: FrameType | None) -> None:
+    process.told_to_end = True
     if process.vm is not None:
         process.vm.stop(Stop(End.QUIT, f"ended by {signal.Signals(number).name}"))
 

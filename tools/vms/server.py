@@ -26,12 +26,13 @@ _LARGEST_LOG = 4 << 20
 class Server:
     """A `Console`. handle(peer, request): carries a request out, and answers by `answer`, then or later. pty: the terminal's name.
 
-    room(): bytes that the guest has room for.
+    room(): bytes that the guest has room for. work(): something to be done in each turn; `watch` a descriptor that is ready when there is.
     """
 
     def __init__(self, folder: str, log: str, handle: Callable[[Peer, Message], None]) -> None:
         self._handle = handle
         self.room: Callable[[], int] = lambda: _PART
+        self.work: Callable[[], None] = lambda: None
         self._path = log
         self._log = open(log, "ab", buffering=0)  # open as long as the process is
         self._control, self._consoles = listen(folder, CONTROL), listen(folder, CONSOLE)
@@ -70,12 +71,13 @@ class Server:
                 typed += self._attached[descriptor].receive(max(0, min(_PART, self.room())) or 1)
             elif descriptor in self._asking:
                 self._request(self._asking[descriptor])
+        self.work()
         for peers in (self._attached, self._asking):
             for peer in [peer for peer in peers.values() if not peer.open]:
                 self.hang_up(peer)
         return typed
 
-    def fileno(self) -> int | None:
+    def fileno(self) -> int:
         """Readable when anybody wants something."""
         return self._epoll.fileno()
 
@@ -84,6 +86,10 @@ class Server:
     def answer(self, peer: Peer, message: Message) -> None:
         """A line of an answer; the last has "done" or "error"."""
         peer.send(line(message))
+
+    def watch(self, descriptor: int, *, write: bool) -> None:
+        """Has the wait for input end when a descriptor is ready, until it is closed."""
+        self._epoll.register(descriptor, select.EPOLLOUT if write else select.EPOLLIN)
 
     def hang_up(self, peer: Peer) -> None:
         """Ends a connection."""

@@ -8,14 +8,11 @@ changes is found by the name of its file, and checked by its identity.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, TypedDict, cast
-
-import zstandard
 
 from vmm.devices.disk import Point
 from vmm.errors import InputError
@@ -23,13 +20,13 @@ from vmm.machine import FRAME
 from vmm.snapshot import Snapshot
 from vmm.snapshot.cpu import CpuState
 from vmm.snapshot.devices import DeviceState
+from vmm.snapshot.sections import HEADER, Damaged, pack, stored, unpack
 
 FORMAT = 1
 _MAGIC = b"VMMSNAP\n"
 _HEADER = struct.Struct("<8sI")
-_SECTION = struct.Struct("<4sQQ16s")  # name, bytes, bytes as they stand here, checksum of name, bytes and what stands here
-_CHUNK = 256  # frames in a section
-_LARGEST = 16 << 20  # bytes of a section, and more than any has
+CHUNK = 256
+"""Frames in a section."""
 _LONGEST_CHAIN = 1000
 
 
@@ -79,7 +76,7 @@ def read(path: str) -> Snapshot:
             raise InputError(f"{path}: {parent} is not the snapshot that it tells the changes from")
     snapshot: Snapshot | None = None
     for file, meta, sections in reversed(chain):
-        snapshot = _made(file, meta, sections, snapshot)
+        snapshot = made(file, meta, sections, snapshot)
     assert snapshot is not None
     return snapshot
 
@@ -96,8 +93,15 @@ def _sync_folder(path: str) -> None:
 
 
 def _write(file: BinaryIO, snapshot: Snapshot, parent_file: str, folder: str) -> None:
+    file.write(_HEADER.pack(_MAGIC, FORMAT))
+    for section in packed(snapshot, parent_file, folder):
+        file.write(section)
+
+
+def packed(snapshot: Snapshot, parent_file: str, folder: str) -> Iterator[bytes]:
+    """The sections of a snapshot, with names of files as they are from a folder."""
     frames = sorted(snapshot.frames)
-    chunks = [frames[first : first + _CHUNK] for first in range(0, len(frames), _CHUNK)]
+    chunks = [frames[first : first + CHUNK] for first in range(0, len(frames), CHUNK)]
     meta: _Meta = {
         "identity": snapshot.identity,
         "parent": snapshot.parent.identity if snapshot.parent else "",
@@ -112,24 +116,25 @@ def _write(file: BinaryIO, snapshot: Snapshot, parent_file: str, folder: str) ->
         "disks": [[os.path.relpath(point.path, folder or "."), point.length] for point in snapshot.disks],
         "sections": 3 + len(chunks),
     }
-    compressor = zstandard.ZstdCompressor(level=1)
-    file.write(_HEADER.pack(_MAGIC, FORMAT))
     for name, part in ((b"META", meta), (b"CPU ", snapshot.cpu.plain()), (b"DEVS", snapshot.devices)):
-        _section(file, compressor, name, json.dumps(part).encode())
+        yield pack(name, json.dumps(part).encode())
     for chunk in chunks:
-        numbers = struct.pack(f"<{len(chunk)}I", *chunk)
-        _section(file, compressor, b"PAGE", numbers + b"".join([snapshot.frames[gfn] for gfn in chunk]))
-    _section(file, compressor, b"END ", b"")
+        yield pack(b"PAGE", pages(snapshot.frames, chunk))
+    yield pack(b"END ", b"")
 
 
-def _section(file: BinaryIO, compressor: zstandard.ZstdCompressor, name: bytes, data: bytes) -> None:
-    packed = compressor.compress(data)
-    file.write(_SECTION.pack(name, len(data), len(packed), _checksum(name, len(data), packed)))
-    file.write(packed)
+def pages(frames: Mapping[int, bytes], chosen: Sequence[int]) -> bytes:
+    """The data of a section with some frames."""
+    return struct.pack(f"<{len(chosen)}I", *chosen) + b"".join([frames[gfn] for gfn in chosen])
 
 
-def _checksum(name: bytes, size: int, packed: bytes) -> bytes:
-    return hashlib.blake2b(packed, digest_size=16, salt=name + size.to_bytes(8, "little")).digest()
+def frames_of(data: bytes, count: int) -> dict[int, bytes]:
+    """The frames in such a section, of a memory of so many. Raises Damaged."""
+    number, rest = divmod(len(data), FRAME + 4)
+    numbers = struct.unpack_from(f"<{number}I", data)
+    if rest or any(gfn >= count for gfn in numbers):
+        raise Damaged("frames that the guest has not")
+    return {gfn: data[4 * number + FRAME * n : 4 * number + FRAME * (n + 1)] for n, gfn in enumerate(numbers)}
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------------------
@@ -145,13 +150,18 @@ def _read(path: str) -> tuple[str, _Meta, Sections]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path or repr(path)}: {reason.lower()}") from None
+    return path, *checked(path, sections)
+
+
+def checked(path: str, sections: Sections) -> tuple[_Meta, Sections]:
+    """What the first of the sections says, and the others. Raises InputError when they are not those of a snapshot."""
     names = [name for name, _ in sections]
     if names[:3] != [b"META", b"CPU ", b"DEVS"] or set(names[3:]) - {b"PAGE"}:
         raise InputError(f"{path}: corrupt: its sections are not those of a snapshot")
     meta = _meta(path, _json(path, sections[0][1]))
     if meta["sections"] != len(sections) or meta["memory_size"] % (1 << 20) or not 1 <= meta["memory_size"] >> 20 <= 3072:
         raise InputError(f"{path}: corrupt: its description is not right")
-    return path, meta, sections[1:]
+    return meta, sections[1:]
 
 
 def _meta(path: str, plain: object) -> _Meta:
@@ -170,25 +180,15 @@ def _sections(path: str, file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     if version != FORMAT:
         newer = "a newer" if version > FORMAT else "an unknown"
         raise InputError(f"{path}: of {newer} format ({version}); this version reads {FORMAT}")
-    decompressor = zstandard.ZstdDecompressor()
     while True:
-        head = file.read(_SECTION.size)
-        if len(head) < _SECTION.size:
-            raise InputError(f"{path}: cut off: its end is missing")
-        name, size, stored, checksum = _SECTION.unpack(head)
-        if size > _LARGEST or stored > _LARGEST:
-            raise InputError(f"{path}: corrupt: a section of {max(size, stored)} bytes")
-        packed = file.read(stored)
-        if len(packed) < stored:
-            raise InputError(f"{path}: cut off: its end is missing")
-        if _checksum(name, size, packed) != checksum:
-            raise InputError(f"{path}: corrupt: a checksum is wrong")
+        head = file.read(HEADER.size)
         try:
-            data = decompressor.decompress(packed, max_output_size=size) if size else b""
-        except zstandard.ZstdError:
-            raise InputError(f"{path}: corrupt: a section cannot be decompressed") from None
-        if len(data) != size:
-            raise InputError(f"{path}: corrupt: a section of another size")
+            packed = file.read(stored(head)) if len(head) == HEADER.size else b""
+            if len(head) < HEADER.size or len(packed) < stored(head):
+                raise InputError(f"{path}: cut off: its end is missing")
+            name, data = unpack(head, packed)
+        except Damaged as damage:
+            raise InputError(f"{path}: corrupt: {damage}") from None
         if name == b"END ":
             return
         yield name, data
@@ -201,15 +201,15 @@ def _json(path: str, data: bytes) -> object:
         raise InputError(f"{path}: corrupt: a section cannot be read") from None
 
 
-def _made(path: str, meta: _Meta, sections: Sections, parent: Snapshot | None) -> Snapshot:
+def made(path: str, meta: _Meta, sections: Sections, parent: Snapshot | None) -> Snapshot:
+    """The snapshot that checked sections tell of. path: where names of files count from. Raises InputError."""
     frames: dict[int, bytes] = {}
     count = meta["memory_size"] // FRAME
     for _, data in sections[2:]:
-        number, rest = divmod(len(data), FRAME + 4)
-        numbers = struct.unpack_from(f"<{number}I", data)
-        if rest or any(gfn >= count for gfn in numbers):
-            raise InputError(f"{path}: corrupt: frames that the guest has not")
-        frames.update((gfn, data[4 * number + FRAME * n : 4 * number + FRAME * (n + 1)]) for n, gfn in enumerate(numbers))
+        try:
+            frames.update(frames_of(data, count))
+        except Damaged as damage:
+            raise InputError(f"{path}: corrupt: {damage}") from None
     if parent is not None and parent.memory_size != meta["memory_size"]:
         raise InputError(f"{path}: its parent has memory of another size")
     devices = _json(path, sections[1][1])

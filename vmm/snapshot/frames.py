@@ -7,7 +7,7 @@ under every back-end, and costs the guest nothing between two looks (docs/adr/00
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vmm.machine import FRAME
 from vmm.memory import GuestMemory
@@ -16,7 +16,7 @@ _ZERO = bytes(FRAME)
 
 
 class Watch:
-    """What the frames of one memory held when they were looked at last; before the first look `frames` by gfn, and zeroes."""
+    """What the frames of one memory held when each was looked at last; before the first look `frames` by gfn, and zeroes."""
 
     def __init__(self, memory: GuestMemory, frames: Mapping[int, bytes]) -> None:
         self.memory = memory
@@ -25,16 +25,25 @@ class Watch:
             self._digests[gfn] = hash(held)
 
     def changed(self) -> dict[int, bytes]:
-        """The frames that are not as they were at the last look, by gfn, with what they hold now."""
-        bytes_, digests = self.memory.memory, self._digests
-        found: dict[int, bytes] = {}
+        """The frames that are not as they were at the last look, by gfn, with what they hold now: this is a look at them."""
+        return self.look_at(self.changed_numbers())
+
+    def changed_numbers(self) -> list[int]:
+        """The same frames, without a look at them: they stay changed."""
+        memory, digests = self.memory.memory, self._digests
+        found: list[int] = []
         for gfn, hfn in enumerate(self.memory.frames):
             at = hfn * FRAME
-            held = bytes(bytes_[at : at + FRAME])
-            digest = hash(held)
-            if digest != digests[gfn]:
-                digests[gfn] = digest
-                found[gfn] = held
+            if hash(bytes(memory[at : at + FRAME])) != digests[gfn]:
+                found.append(gfn)
+        return found
+
+    def look_at(self, gfns: Sequence[int]) -> dict[int, bytes]:
+        """What frames hold now; they have changed when they hold something else later."""
+        memory, frames = self.memory.memory, self.memory.frames
+        found = {gfn: bytes(memory[frames[gfn] * FRAME : (frames[gfn] + 1) * FRAME]) for gfn in gfns}
+        for gfn, held in found.items():
+            self._digests[gfn] = hash(held)
         return found
 
 

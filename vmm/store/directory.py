@@ -159,6 +159,12 @@ class Directory:
             raise
         return opened
 
+    def drop_disks(self, disks: Sequence[Storage]) -> None:
+        """Closes overlays that were just laid, and takes them away: the newest are those of before."""
+        close(disks)
+        for disk in disks:
+            os.unlink(disk.path)
+
     def _lay(self, number: int, point: Point) -> str:
         path = self._overlay(number, self._newest(number) + 1)
         lay(path, point)

@@ -1,0 +1,75 @@
+"""Real kernels migrate in the midst of a loop of checksums: Linux in guest mode, and xv6 (XV6=DIR) under binary translation to guest mode."""
+
+import hashlib
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.vms import Talk, home
+from tests.guests.initrd import READY, make_initrd
+from tests.guests.test_linux import OLD_PC
+from tests.require import require_file
+from tools.cli import status
+from tools.fetch_guests import guest
+from vmm.store.directory import Directory
+
+__all__ = ["home"]
+
+TIMES = 60
+
+
+def moves(capfd: pytest.CaptureFixture[str], source: Talk) -> Talk:
+    """Migrates "one" to "two", which is started for it."""
+    capfd.readouterr()
+    assert status(["start", "two", "--incoming", "tcp:127.0.0.1:0"]) == 0
+    port = re.search(r"waits at port (\d+)", capfd.readouterr().out)
+    assert port
+    there = Talk("two")
+    assert status(["migrate", "one", f"tcp:127.0.0.1:{port[1]}"]) == 0
+    said = capfd.readouterr().out
+    assert "round 1: " in said and "it stood still for " in said
+    assert Directory("one").holder() is None
+    return there
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_linux(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each checksum of the loop is right, before and after, and the shell answers at the target."""
+    noise = random.Random(1).randbytes(100_000)
+    image = require_file(guest("linux-pae"), "Linux (python -m tools.fetch_guests)")
+    busybox = require_file(guest("busybox"), "BusyBox (python -m tools.fetch_guests)")
+    (home / "initrd.cpio").write_bytes(make_initrd(busybox.read_bytes(), {"noise": noise}))
+    for name in ("one", "two"):
+        assert status(["create", name, str(image), "-m", "128", "--append", OLD_PC, "--initrd", str(home / "initrd.cpio")]) == 0
+    assert status(["start", "one"]) == 0
+    here = Talk("one")
+    here.console.settimeout(200)
+    here.until(READY)
+    here.console.sendall(f"i=0; while [ $i -lt {TIMES} ]; do md5sum /noise; i=$((i+1)); done | sort | uniq -c; echo d''one\n".encode())
+    there = moves(capfd, here)
+    there.console.settimeout(200)
+    there.until("\ndone")
+    assert f"{TIMES} {hashlib.md5(noise).hexdigest()}  /noise" in there.heard.decode()
+    there.console.sendall(b"echo sti''ll\n")
+    there.until("\nstill")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_xv6(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A loop of reads and writes by its shell, from binary translation to guest mode: the file has all that was written."""
+    kernel = require_file(Path(os.environ.get("XV6", "")) / "kernelmemfs" if os.environ.get("XV6") else None, "xv6 (XV6=DIR)")
+    for name, backend in (("one", "bt"), ("two", "hw")):
+        assert status(["create", name, str(kernel), "-m", "256", "--backend", backend]) == 0
+    assert status(["start", "one"]) == 0
+    here = Talk("one")
+    here.until("$ ")
+    here.console.sendall(b"usertests\n")
+    here.until("usertests starting")
+    there = moves(capfd, here)
+    there.console.settimeout(200)
+    there.until("ALL TESTS PASSED")
