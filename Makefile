@@ -14,7 +14,7 @@ ifdef GUESTS
 export VMM_GUESTS := $(GUESTS)
 endif
 
-.PHONY: help setup demo test check lint types unit bench fuzz fuzz-pv isolation guests clean
+.PHONY: help setup demo test check lint types unit bench fuzz fuzz-pv isolation torture guests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make fuzz    generated guests on the bare machine and under bt, until Ctrl-C (FUZZ="--programs 20000" ends it)'
 	@echo 'make isolation   500 wild guests beside others on one machine'
 	@echo 'make fuzz-pv random hypercalls, and guests that make them, for an hour (FUZZ="--minutes 5": for five minutes)'
+	@echo 'make torture     kill -9 of a writer of disks and snapshots at 1,000 moments'
 	@echo 'make bench   the measurements behind docs/PERFORMANCE.md (XV6=DIR adds xv6)'
 	@echo 'make guests  build the bundled kernels again (needs gcc -m32)'
 	@echo 'make clean   remove .venv and all caches'
@@ -66,6 +67,9 @@ fuzz-pv: setup
 
 fuzz: setup
 	$(PY) -m tests.oracle.fuzz $(FUZZ)
+
+torture: setup
+	$(PY) -m tests.machine.torture --moments 1000
 
 isolation: setup
 	$(PY) -m tests.guests.isolation 0 500

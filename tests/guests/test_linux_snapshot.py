@@ -1,0 +1,107 @@
+"""Debian's Linux through a snapshot in the midst of its work: it goes on in another VM, and what it computes is right."""
+
+import hashlib
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.guests.initrd import READY, make_initrd
+from tests.guests.test_linux import BUSYBOX, OLD_PC
+from tests.require import require_file
+from tools.fetch_guests import guest
+from vmm.backends.hw import HwOptions
+from vmm.exits import End, Stop
+from vmm.snapshot import Snapshot
+from vmm.snapshot.file import read, write
+from vmm.vm import Vm, machine_for
+
+MEMORY_MIB = 128
+LONG = 200.0
+TIMES = 30
+
+
+class Typist:
+    """A console that types, and stops the VM when it has read what it waits for."""
+
+    def __init__(self) -> None:
+        self.text, self.keys, self.wanted = "", b"", ""
+        self.vm: Vm | None = None
+
+    def write(self, data: bytes) -> None:
+        self.text += data.decode(errors="replace")
+        if self.wanted and self.wanted in self.text and self.vm is not None:
+            self.vm.stop(Stop(End.QUIT, "read"))
+
+    def poll(self) -> bytes:
+        keys, self.keys = self.keys, b""
+        return keys
+
+    def fileno(self) -> None:
+        return None
+
+    def until(self, vm: Vm, wanted: str, keys: str = "") -> None:
+        """Types, and runs until the guest has printed a text since."""
+        self.text, self.keys, self.wanted, self.vm, vm.stopped = "", keys.encode(), wanted, vm, None
+        stop = vm.run(LONG)
+        assert stop.reason == "read", f"{stop.reason}, behind:\n{self.text[-2000:]}"
+
+
+@dataclass
+class Shell:
+    """A guest at its prompt, with a file of noise."""
+
+    vm: Vm
+    console: Typist
+    checksum: str
+
+
+def empty(console: Typist, options: HwOptions) -> Vm:
+    return Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, console=console)
+
+
+def at_the_prompt(kernel: str, folder: Path) -> Shell:
+    """Boots to the shell."""
+    image = require_file(guest(kernel), "Linux (python -m tools.fetch_guests)")
+    busybox = require_file(guest(BUSYBOX.get(kernel, "busybox")), "BusyBox (python -m tools.fetch_guests)")
+    noise = random.Random(1).randbytes(100_000)
+    initrd = folder / "initrd.cpio"
+    initrd.write_bytes(make_initrd(busybox.read_bytes(), {"noise": noise}))
+    console = Typist()
+    vm = empty(console, HwOptions())
+    vm.load(str(image), append=OLD_PC, initrd=str(initrd))
+    console.until(vm, READY)
+    console.until(vm, "# ", "\n")
+    return Shell(vm, console, hashlib.md5(noise).hexdigest())
+
+
+def through_a_file(snapshot: Snapshot, path: Path) -> Snapshot:
+    write(str(path), snapshot)
+    return read(str(path))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("kernel", ("linux-pae", "linux-amd64"))
+def test_work_goes_on(kernel: str, tmp_path: Path) -> None:
+    """A loop of checksums, interrupted twice by a snapshot that goes on in another VM; then the clock still runs, and the shell answers."""
+    shell = at_the_prompt(kernel, tmp_path)
+    vm, console = shell.vm, shell.console
+    command = f"i=0; while [ $i -lt {TIMES} ]; do md5sum /noise; i=$((i+1)); done | sort | uniq -c; echo d''one\n"
+    console.text, console.keys, console.wanted, vm.stopped = "", command.encode(), "", None
+    for n in range(2):
+        stop = vm.run(0.3)
+        assert stop.why is End.TIMEOUT
+        snapshot = through_a_file(vm.snapshot(), tmp_path / str(n))
+        vm = empty(console, HwOptions())
+        vm.restore(snapshot)
+        console.vm = vm
+    said = console.text
+    console.until(vm, "\ndone")
+    assert f"{TIMES} {shell.checksum}  /noise" in said + console.text
+    before = time.monotonic()
+    console.until(vm, "\nafter", "sleep 1; echo a''fter\n")
+    assert 0.9 < time.monotonic() - before < 20
+    assert "Kernel panic" not in console.text
