@@ -41,7 +41,7 @@ def test_snapshots(keep: Keep, tmp_path: Path) -> None:
     for _ in range(ROUNDS):
         vm.stopped = None
         vm.run(0.5)
-        later.append(seconds(lambda: write(changes, vm.snapshot(last), whole)))
+        later.append(seconds(lambda parent=last: write(changes, vm.snapshot(parent), whole)))
         last = replace(vm.snapshot(), frames={})
     keep("snapshot-changes", statistics.median(later), f"{statistics.median(later):.2f} s")
 

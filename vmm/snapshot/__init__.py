@@ -19,7 +19,7 @@ from vmm.errors import InputError
 from vmm.snapshot import cpu, devices
 from vmm.snapshot.cpu import CpuState
 from vmm.snapshot.devices import DeviceState
-from vmm.snapshot.frames import Watch, clear, fill
+from vmm.snapshot.frames import Watch, fill
 from vmm.start import GDT, Start
 
 if TYPE_CHECKING:
@@ -116,7 +116,6 @@ def restore(vm: Vm, snapshot: Snapshot, frames: Mapping[int, bytes]) -> None:
     vm.memory.write(_SCRATCH, GDT)
     vm.start = Start(entry=0, kind=snapshot.kind, symbols=Symbols(snapshot.kernel), gdt_base=_SCRATCH)
     vm.backend.start(vm.start)
-    clear(vm.memory)
     fill(vm.memory, frames)
     if vm.icount:
         vm.icount.go_on_from(snapshot.now, snapshot.retired)

@@ -48,13 +48,12 @@ class Watch:
 
 
 def fill(memory: GuestMemory, frames: Mapping[int, bytes]) -> None:
-    """Puts frames into memory that nothing has been derived from yet."""
-    for gfn, held in frames.items():
-        at = memory.frames[gfn] * FRAME
-        memory.memory[at : at + FRAME] = held
-
-
-def clear(memory: GuestMemory) -> None:
-    """Zeroes all of such a memory."""
-    for hfn in memory.frames:
-        memory.machine.clear(hfn)
+    """Makes these frames, and zeroes elsewhere, all that a memory holds that nothing has been derived from yet."""
+    everything = memory.memory
+    for gfn, hfn in enumerate(memory.frames):
+        at = hfn * FRAME
+        held = frames.get(gfn)
+        if held is not None:
+            everything[at : at + FRAME] = held
+        elif bytes(everything[at : at + FRAME]) != _ZERO:  # a frame of the host's that was never written stays unallocated
+            everything[at : at + FRAME] = _ZERO
