@@ -1,7 +1,6 @@
 """Real kernels migrate in the midst of a loop of checksums: Linux in guest mode, and xv6 (XV6=DIR) under binary translation to guest mode."""
 
 import hashlib
-import os
 import random
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from tests.cli.vms import Talk, home
 from tests.guests.initrd import READY, make_initrd
 from tests.guests.test_linux import OLD_PC
-from tests.require import require_file
+from tests.require import require_file, require_xv6
 from tools.cli import status
 from tools.fetch_guests import guest
 from vmm.store.directory import Directory
@@ -59,10 +58,10 @@ def test_linux(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_xv6(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A loop of reads and writes by its shell, from binary translation to guest mode: the file has all that was written."""
-    kernel = require_file(Path(os.environ.get("XV6", "")) / "kernelmemfs" if os.environ.get("XV6") else None, "xv6 (XV6=DIR)")
+    kernel = require_xv6("kernelmemfs")
     for name, backend in (("one", "bt"), ("two", "hw")):
         assert status(["create", name, str(kernel), "-m", "256", "--backend", backend]) == 0
     assert status(["start", "one"]) == 0
@@ -71,5 +70,5 @@ def test_xv6(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     here.console.sendall(b"usertests\n")
     here.until("usertests starting")
     there = moves(capfd, here)
-    there.console.settimeout(200)
+    there.console.settimeout(500)
     there.until("ALL TESTS PASSED")
