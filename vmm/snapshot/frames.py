@@ -1,7 +1,7 @@
 """Guest memory by frames: which of them hold something, and which have changed since they were looked at last.
 
 A frame has changed when its digest has: a keyed one of 64 bits, so that no guest can make two frames look alike on purpose. That works the same
-under every back-end, and costs the guest nothing between two looks (docs/adr/0020). Knows no back-end and no file.
+under every back-end, and costs the guest nothing between two looks (docs/adr/0024). Knows no back-end and no file.
 """
 
 from __future__ import annotations
