@@ -153,7 +153,7 @@ def test_a_snapshot_of_a_vm_of_another_process_can_be_a_parent() -> None:
 
 
 def test_what_has_no_snapshot() -> None:
-    """A guest that has ended, a paravirtual one, a machine of another size."""
+    """A guest that has ended, a paravirtual one, a machine with firmware in ROM, a machine of another size."""
     vm = loaded("hello", BT, Recorder())
     vm.run(20)
     with pytest.raises(InputError, match="has ended"):
@@ -161,6 +161,10 @@ def test_what_has_no_snapshot() -> None:
     domain = loaded("hello-pv", PvOptions(), Recorder(), icount=False)
     with pytest.raises(InputError, match="--backend pv"):
         domain.snapshot()
+    firmware = loaded("hello", BT, Recorder())
+    firmware.memory.rom[0xFFFFF] = firmware.scratch_frame
+    with pytest.raises(InputError, match="--bios"):
+        firmware.snapshot()
     small, large = loaded("hello", BT, Recorder()), fresh("faults", BT, Recorder())
     snapshot = small.snapshot()
     with pytest.raises(InputError, match="16 MiB of memory, not 32"):

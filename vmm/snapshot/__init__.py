@@ -71,6 +71,8 @@ def take(vm: Vm, frames: dict[int, bytes], parent: Snapshot | None = None) -> Sn
     """A snapshot of a VM that has settled, with these frames of its memory. Raises InputError when there is none of such a guest."""
     if vm.domain is not None:
         raise InputError("snapshot: not of a guest under --backend pv")
+    if vm.memory.rom:
+        raise InputError("snapshot: not of a machine that was started by --bios")
     if vm.bios is not None:
         raise InputError("snapshot: not of a guest that began in a BIOS (--bios)")
     assert vm.start is not None, "nothing is loaded"
