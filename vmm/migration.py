@@ -58,6 +58,7 @@ class Sender:
         except OSError as error:
             raise InputError(f"tcp:{self.where}: {_reason(error)}") from None
         hello = {"format": FORMAT, "memory_size": vm.memory_size, "disks": [os.path.abspath(disk.path) for disk in vm.disks]}
+        self.connection.settimeout(_PATIENCE)
         try:
             self._send(pack(b"HELO", json.dumps(hello).encode()))
             self._expect("ok")
