@@ -141,6 +141,22 @@ def test_the_ways_in_which_a_start_goes_wrong(home: Path, capfd: pytest.CaptureF
     assert capfd.readouterr().err.startswith(f"vmm: {directory.file('vm.toml')}:2: colour: no such key")
 
 
+def test_a_snapshot_that_could_not_be_written(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Is no parent: the next one is whole, and right."""
+    talk = started(home)
+    assert status(["snapshot", "one"]) == 0
+    folder = Path(Directory("one").file("snapshots"))
+    folder.rename(home / "away")
+    talk.say("a", talker.answers(1))
+    assert status(["snapshot", "one"]) == 2
+    assert "no such file or directory" in capfd.readouterr().err
+    (home / "away").rename(folder)
+    assert status(["snapshot", "one"]) == 0
+    assert "s2: whole" in capfd.readouterr().out
+    assert status(["restore", "one", "s2"]) == 0
+    talk.say("b", talker.answers(1, 1))
+
+
 def test_bad_requests_do_no_harm(home: Path) -> None:
     """Whoever says nonsense to the control socket is told so or hung up on; the VM goes on."""
     talk = started(home)

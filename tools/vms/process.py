@@ -215,7 +215,7 @@ class Process:
             raise InputError(f"{name}: there is a snapshot of that name already")
         last = self._last if not request.get("full") and self._last is not None and os.path.exists(self._last[1]) else None
         began = time.monotonic()
-        vm = self._now()
+        vm, self._last = self._now(), None  # should the file not come about, the next one is whole
         snapshot = vm.snapshot(last[0] if last else None)
         size, frames = write(file, snapshot, last[1] if last else ""), len(snapshot.frames)
         self._last = _handle_of(snapshot), file
