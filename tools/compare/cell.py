@@ -115,6 +115,8 @@ def measure(wanted: Wanted, ready: Callable[[Vm, Meter], object] = lambda vm, me
         return Sample(f"there is no {cell.kernel} for this way")
     if boot.path is None:
         return Sample(f"absent: {boot.absent}")
+    if cell.way == "step":
+        return Sample("left out: a whole boot, one instruction at a time, takes minutes to hours")
     meter = Meter(boot.until)
     ended = _run(wanted, way, meter, str(boot.path), boot.append, boot.memory_mib, (), ready)
     return meter.sample(1, wanted.icount) if meter.ended else Sample(_why(ended, meter))

@@ -96,7 +96,7 @@ def kernels() -> dict[str, Kernel]:
         ),
         Kernel(
             "xv6", ("xv6",), "xv6's boot to its shell",
-            boot={"pc": Boot(xv6 if xv6 and xv6.is_file() else None, "", "init: starting sh", 64, "XV6=DIR names a built xv6-public tree")},
+            boot={"pc": Boot(xv6 if xv6 and xv6.is_file() else None, "", "init: starting sh", 256, "XV6=DIR names a built xv6-public tree")},
         ),
         Kernel(
             "linux", ("linux",), "Linux's boot until it looks for a root file system",

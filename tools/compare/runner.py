@@ -97,16 +97,19 @@ def _sound(samples: list[Sample]) -> list[Sample]:
 def _right_amount(wanted: Wanted) -> Wanted | Sample:
     """The same with a count that takes long enough to be measured; or the sample that says why there is none. This is the warm-up too.
 
-    Counted instructions need no long time: there the kernel's own count stands, so that runs are the same.
+    Counted instructions need no long time: there the kernel's own count stands, so that runs are the same. A boot
+    has no count, and warms nothing up.
     """
+    if not _counted(wanted):
+        return wanted
     ours = WAYS[wanted.cell.way].words is not None
     enough = _ENOUGH_NS[ours]
     for _ in range(_TRIES):
         sample = run_cell(wanted)
         if sample.reason:
             return sample
-        if wanted.icount or sample.cpu_ns >= enough // 2 or sample.wall_ns >= _LONGEST_NS // 2 or sample.count >= _MOST or not _counted(wanted):
-            return replace(wanted, count=sample.count) if _counted(wanted) else wanted
+        if wanted.icount or sample.cpu_ns >= enough // 2 or sample.wall_ns >= _LONGEST_NS // 2 or sample.count >= _MOST:
+            return replace(wanted, count=sample.count)
         factor = min(enough / max(sample.cpu_ns, enough / 500), _LONGEST_NS / sample.wall_ns)
         wanted = replace(wanted, count=min(_MOST, max(sample.count + 1, int(sample.count * factor))))
     return wanted
