@@ -211,6 +211,28 @@ def test_written_pages_are_told_from_others() -> None:
     assert backend.nested.watch_writes() == {0x200, 0x202, 0x300}
 
 
+@pytest.mark.parametrize("writes_too", (False, True))
+def test_accessed_pages_are_told_from_others(writes_too: bool) -> None:
+    """Code, what was read, what was written and page tables that were walked; watching writes at the same time tells those apart."""
+    tables = {0x320000: pack([0x321003, 0x322003]), 0x321000: pack(gfn << 12 | 3 for gfn in range(0x400)), 0x322000: pack([0x200003])}
+    on = "mov eax,0x320000; mov cr3,eax; mov eax,cr0; bts eax,31; mov cr0,eax"
+    source = f"{on}; mov eax,[0x201000]; mov [0x203000],eax; mov eax,[0x400000]; rep movsb; mov [0x205000],eax; push eax; {FINISH}; l: jmp l"
+    vm = flat_vm({ENTRY: f"mov esp,0x30a000; xor ecx,ecx; {source}", **tables}, options=HwOptions(mmu="nested"))
+    backend = vm.backend
+    assert isinstance(backend, Hardware)
+    assert backend.nested.watch_accesses() == set()
+    if writes_too:
+        assert backend.nested.watch_writes() == set()
+    assert finish(vm) == 0
+    walked = {0x320, 0x321, 0x322}
+    if writes_too:
+        written = backend.nested.watch_writes()
+        assert {0x203, 0x205, 0x309} <= written <= {0x203, 0x205, 0x309} | walked
+    assert backend.nested.watch_accesses() == {ENTRY >> 12, 0x200, 0x201, 0x203, 0x205, 0x309} | walked
+    backend.nested.end_watches()
+    assert backend.nested.touched is None is backend.nested.dirty
+
+
 def test_a_device_page_that_is_polled_is_lent_until_it_is_written() -> None:
     """Two thousand reads of the local APIC's task priority around a write of it: the reads see the write, and few of them exit."""
     map_lapic = f"mov dword ptr [{IDENTITY + 0xF80}],0xfee0001b; mov eax,cr3; mov cr3,eax"

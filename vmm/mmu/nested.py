@@ -32,6 +32,7 @@ class NestedMmu:
         self.lent: dict[int, int] = {}
         self.on_bus: set[int] = set()  # ROM that was written and not executed since: the bus answers for it
         self.dirty: set[int] | None = None  # frames written since `watch_writes`; None: nobody watches
+        self.touched: set[int] | None = None  # frames accessed since `watch_accesses`; None: nobody watches
         self._filled = False
         self._tables: dict[tuple[int, int], int] = {}  # (level, gpa >> bits below it) -> hfn
         (self._top,) = machine.allocate(1)
@@ -50,7 +51,12 @@ class NestedMmu:
         try:
             if gpa >> 12 in self.lent and write:
                 self.take_back(gpa >> 12)
-            elif write and self._tables.get((0, gpa >> 21)) is not None:
+            elif (table := self._tables.get((0, gpa >> 21))) is None:
+                self._fill(gpa >> 21)
+            elif self.touched is not None and not self.quads[(table << 9) + (gpa >> 12 & 511)] & Pte.P:
+                self.touched.add(gpa >> 12)
+                self.quads[(table << 9) + (gpa >> 12 & 511)] = self.memory.frames[gpa >> 12] << 12 | self._rights(gpa >> 12)
+            elif write:
                 self._written(gpa >> 12)
             else:
                 self._fill(gpa >> 21)
@@ -78,6 +84,9 @@ class NestedMmu:
         at = self._table(0, region) << 9
         for slot, (hfn, uses) in enumerate(zip(memory.frames[first : first + 512], memory.state[first : first + 512], strict=True), at):
             quads[slot] = hfn << 12 | (_READ_ONLY if uses == EXECUTED or self.dirty is not None else _ALL)
+        if self.touched is not None:
+            for slot in range(at, at + min(512, max(0, memory.count - first))):
+                quads[slot] = 0
         for gfn in range(max(first, memory.count), first + 512):
             quads[at + (gfn & 511)] = BUS + (gfn << 12) | _ALL
         for gfn in memory.rom:
@@ -90,6 +99,8 @@ class NestedMmu:
     def refresh(self, gfn: int) -> None:
         """Another frame stands behind `gfn`, or ROM begins or ends there."""
         self.on_bus.discard(gfn)
+        if self.touched is not None:
+            self.touched.add(gfn)  # its entry comes now, before any access
         table = self._tables.get((0, gfn >> 9))
         if table is not None:
             entry = self._rom_entry(gfn) if gfn in self.memory.rom else self.memory.frames[gfn] << 12 | self._rights(gfn)
@@ -170,6 +181,21 @@ class NestedMmu:
         written, self.dirty = self.dirty or set(), set()
         self.forget()
         return written
+
+    def watch_accesses(self) -> set[int]:
+        """The same for accesses of any kind, of the guest's page walks too: a frame that was not accessed has no entry. Devices and ROM are not told.
+
+        Not where `fill_ram` has promised otherwise.
+        """
+        assert not self._filled, "no access is to fault"
+        touched, self.touched = self.touched or set(), set()
+        self.forget()
+        return touched
+
+    def end_watches(self) -> None:
+        """Nobody watches any more."""
+        self.dirty = self.touched = None
+        self.forget()
 
     def forget(self) -> None:
         """Drops all entries: they come back on demand."""
