@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.assembly import assemble
-from tests.guests.dialogue import Dialogue, Step, talk_to_process
+from tests.guests.dialogue import Dialogue, Step
 from tests.require import require, require_file
 from vmm.backends.hw import HwOptions
 from vmm.boot.bios import read_bios
@@ -24,13 +24,28 @@ MEMORY_MIB = 64
 TIMEOUT = 120.0
 SEABIOS, GRUB = Path("/usr/share/seabios"), Path("/usr/lib/grub/i386-pc")
 SECTOR = 512
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+ESCAPES = re.compile(r"\x1b(?:c|\[[0-9;?]*[a-zA-Z])")
 
 
-def boot(image: str, disk: Path, steps: tuple[Step, ...]) -> tuple[Vm, Dialogue, Stop]:
+class Screen(Dialogue):
+    """A dialogue over text alone: SeaBIOS moves the terminal's cursor at each tick of its clock, in the middle of words."""
+
+    def __init__(self, steps: tuple[Step, ...]) -> None:
+        super().__init__(steps)
+        self.begun = b""
+
+    def write(self, data: bytes) -> None:
+        text = ESCAPES.sub("", (self.begun + data).decode("latin-1"))
+        text, escape, rest = text.partition("\x1b")  # one that has not all come yet
+        self.begun = (escape + rest).encode("latin-1")
+        if text:
+            super().write(text.encode("latin-1"))
+
+
+def boot(image: str, disk: Path, steps: tuple[Step, ...]) -> tuple[Vm, Screen, Stop]:
     """Starts the machine with a disk, and holds a dialogue at its serial console."""
     bios = read_bios(str(require_file(SEABIOS / image, "SeaBIOS (Debian's package seabios)")))
-    options, console, drive = HwOptions(mmu="nested"), Dialogue(steps), Disk(str(disk))
+    options, console, drive = HwOptions(mmu="nested"), Screen(steps), Disk(str(disk))
     vm = Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, disks=[drive], console=console, bios=bios)
     console.attach(vm)
     vm.reset()
@@ -76,7 +91,7 @@ BOOTED = ("booted by INT 10h", "read by INT 13h", "enough")
 def test_boot_sector(image: str, tmp_path: Path) -> None:
     """SeaBIOS finds the disk on the IDE channel and boots it; what it prints is on the screen and, but for the very last, on the serial line."""
     vm, console, stop = boot(image, boot_disk(tmp_path / "disk"), (Step("never said"),))
-    text = ESCAPES.sub("", console.text)
+    text = console.text
     assert "SeaBIOS (version" in text, text
     assert [line for line in text.splitlines() if line.strip() in BOOTED] == list(BOOTED), text
     assert [line for line in vm.board.vga.text() if line in BOOTED] == list(BOOTED)
@@ -87,7 +102,10 @@ def test_boot_sector(image: str, tmp_path: Path) -> None:
 def test_the_same_on_qemu(tmp_path: Path) -> None:
     """The boot sector is one."""
     command = [require("qemu-system-i386"), "-nographic", "-net", "none", "-drive", f"format=raw,file={boot_disk(tmp_path / 'disk')}"]
-    talk_to_process([*command, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"], tuple(map(Step, BOOTED)), 60)
+    command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=100, check=False)
+    text = ESCAPES.sub("", done.stdout.decode("latin-1"))
+    assert [line for line in text.splitlines() if line.strip() in BOOTED] == list(BOOTED), text
 
 
 def grub_disk(folder: Path, terminal: str) -> Path:
