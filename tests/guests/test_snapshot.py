@@ -79,7 +79,7 @@ def relay(name: str, ways: list[Options]) -> End:
     return end_of(vm, stop, console)
 
 
-@pytest.mark.parametrize("ways", [[NATIVE, NATIVE], [BT, BT], [NATIVE, BT, RING_3, NATIVE, BT]], ids=["native", "bt", "relay"])
+@pytest.mark.parametrize("ways", [[NATIVE, NATIVE], [BT, BT], [NATIVE, BT, RING_3, HW, NATIVE, HW, BT]], ids=["native", "bt", "relay"])
 @pytest.mark.parametrize("name", ["hello", "faults", "faults-pae", "stale-shadow", "lost-if"])
 def test_the_end_is_that_of_the_bare_machine(name: str, ways: list[Options]) -> None:
     """Console, registers, memory and the number of instructions."""
