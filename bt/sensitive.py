@@ -7,6 +7,7 @@ instructions; SDM 3A 5.9 "Privileged Instructions"; SDM 2 for the encodings.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -245,24 +246,37 @@ def _matches(row: Row) -> tuple[int, tuple[int, ...]]:
     if len(numbers) > 1 + escaped:
         return opcode, (numbers[-1],)
     regs = [int(part[1:]) for part in parts if part.startswith("/")] or range(8)
-    return opcode, tuple(m for m in range(256) if m >> 3 & 7 in regs and parts[-1] != ("m" if m >= 0xC0 else "r"))
+    first = 0xC0 if parts[-1] == "r" else 0
+    last = 0xC0 if parts[-1] == "m" else 0x100
+    return opcode, tuple(m for top in range(first, last, 0x40) for reg in regs for m in range(top | reg << 3, (top | reg << 3) + 8))
 
 
-def _by_opcode(rows: tuple[Row, ...]) -> dict[int, _ModRms]:
-    """Of rows that claim the same ModRM byte the one that claims fewest has it."""
+_MATCHES = sorted(((*_matches(row), row) for row in TABLE), key=lambda match: -len(match[1]))
+
+
+def _by_opcode(wanted: Callable[[Row], bool]) -> dict[int, _ModRms]:
+    """The rows that are wanted. Of rows that claim the same ModRM byte the one that claims fewest has it."""
     found: dict[int, list[Row | None]] = {}
-    for opcode, modrms, row in sorted(((*_matches(row), row) for row in rows), key=lambda match: -len(match[1])):
-        claimed = found.setdefault(opcode, [None] * 256)
+    for opcode, modrms, row in _MATCHES:
+        if not wanted(row):
+            continue
+        if len(modrms) == 0x100:
+            found[opcode] = [row] * 0x100
+            continue
+        claimed = found.setdefault(opcode, [None] * 0x100)
         for modrm in modrms:
             claimed[modrm] = row
     return {opcode: tuple(claimed) for opcode, claimed in found.items()}
 
 
-_ROWS = _by_opcode(TABLE)
-_TRANSLATED = _by_opcode(tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE))
-_OUTSIDE = tuple(row for row in TABLE if row.treatment is not Treatment.NATIVE or row.klass is Class.PRIVILEGED)
-_TRANSLATED_OUTSIDE = _by_opcode(_OUTSIDE)
-_TRANSLATED_TIMED = _by_opcode((*_OUTSIDE, *(row for row in TABLE if row.name == "rdtsc")))
+def _outside(row: Row) -> bool:
+    return row.treatment is not Treatment.NATIVE or row.klass is Class.PRIVILEGED
+
+
+_ROWS = _by_opcode(lambda row: True)
+_TRANSLATED = _by_opcode(lambda row: row.treatment is not Treatment.NATIVE)
+_TRANSLATED_OUTSIDE = _by_opcode(_outside)
+_TRANSLATED_TIMED = _by_opcode(lambda row: _outside(row) or row.name == "rdtsc")
 
 
 def classify(opcode: int, modrm: int, unprivileged: bool = False, timed: bool = False) -> Row | None:
