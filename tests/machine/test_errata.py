@@ -73,8 +73,8 @@ def test_2_a_fault_behind_int_has_its_own_eip() -> None:
     assert seen == [(0x40, True, at + 2), (14, False, at + 2), (0x41, True, at + 6), (0, False, at + 6), (14, False, at + 8)]
 
 
-def test_3_no_read_modify_write_is_lost_or_doubled_under_kicks() -> None:
-    """Five million increments of memory while a thread stops the machine every 0.3 ms, and every stop took effect between blocks."""
+def stops_in_five_million_increments() -> int:
+    """Increments memory while a thread stops the machine every 0.3 ms: how many stops took effect. None is lost or doubled."""
     host = Host()
     machine, runs = host.machine, 0
     assert machine.precise_kicks
@@ -92,7 +92,17 @@ def test_3_no_read_modify_write_is_lost_or_doubled_under_kicks() -> None:
             machine.run()
             runs += 1
     assert machine.words[DATA // 4] == INCREMENTS
-    assert runs > 3, "the kicks had no effect: nothing was tested"
+    return runs - 1
+
+
+def test_3_no_read_modify_write_is_lost_or_doubled_under_kicks() -> None:
+    """Every stop takes effect between blocks. On a busy machine the thread does not get its turn in each round: so there are several."""
+    stops = 0
+    for _ in range(40):
+        stops += stops_in_five_million_increments()
+        if stops > 2:
+            return
+    raise AssertionError("the kicks had no effect: nothing was tested")
 
 
 def test_3_without_precise_kicks_a_run_ends_by_its_hooks() -> None:
