@@ -73,7 +73,7 @@ def _row(row: RowResult, low: float, high: float, ticks: Sequence[tuple[float, s
         for reading, names in (("fewest exits", said.exits), ("least time", said.time), ("fewest cycles", said.cycles[MODELLED_ON]))
     )
     how = "".join(f"<dt>{way}</dt><dd>{html.escape(said.mechanisms[way])}</dd>" for way in APPROACHES if way in said.mechanisms)
-    modelled = ", ".join(f"{way} {cell.cycles[MODELLED_ON]:,.0f}" for way, cell in counted.items() if way in APPROACHES)
+    modelled = ", ".join(f"{way} {cell.cycles.get(MODELLED_ON, 0.0):,.0f}" for way, cell in counted.items() if way in APPROACHES)
     return (
         f'<section class="card" data-row="{html.escape(row.row)}"><h3>{html.escape(row.row)}</h3>'
         f"<h4>CPU time for one</h4>{logarithmic(bars, low, high, ticks)}<h4>exits for one, by reason</h4>{broken_down(broken, most)}<div>{keys}</div>"
