@@ -12,6 +12,7 @@ from tests.machine.flat import ENTRY, FINISH, MEMORY_MIB, finish, flat_vm, words
 from tests.machine.small_kernel import IDENTITY, LOG, TO_USER, small_kernel
 from vmm.backends import Options
 from vmm.backends.native import NativeOptions
+from vmm.backends.trap import TrapOptions
 from vmm.console import Recorder
 from vmm.errors import InputError
 from vmm.exits import End, Stop
@@ -188,12 +189,9 @@ def test_two_runs_are_the_same() -> None:
 
 def test_a_back_end_that_does_not_count_refuses() -> None:
     """Where instructions are not counted --icount is bad input, and says so."""
-    from vmm.backends import COUNTING
-    from vmm.backends.bt import BtOptions
-
-    if "bt" not in COUNTING:
-        with pytest.raises(InputError, match="does not count"):
-            Vm(machine_for(MEMORY_MIB), memory_mib=MEMORY_MIB, options=BtOptions(), icount=True)
+    options = TrapOptions()
+    with pytest.raises(InputError, match="--backend trap does not count"):
+        Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, icount=True)
 
 
 @pytest.mark.parametrize(
