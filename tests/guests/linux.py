@@ -15,7 +15,7 @@ from vmm.exits import End
 from vmm.vm import Vm, machine_for
 
 MEMORY_MIB = 256
-TIMEOUT = 200.0
+TIMEOUT = 400.0
 BUSYBOX = {"linux-amd64": "busybox-amd64"}  # by kernel, where it is not the 32-bit one
 OLD_PC = "console=ttyS0 nolapic noapic acpi=off pci=off"
 

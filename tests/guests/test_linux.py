@@ -22,7 +22,7 @@ from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(450)
 @pytest.mark.parametrize(
     ("kernel", "options"), (("linux-pae", HwOptions()), ("linux-amd64", HwOptions()), ("linux-pae", BtOptions())), ids=("hw", "hw-amd64", "bt")
 )

@@ -22,7 +22,7 @@ _WRONG = re.compile(r"BUG:|WARNING:|Oops|general protection")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(450)
 def test_without_pae(tmp_path: Path) -> None:
     """The kernel for old PCs: tables of two levels, no NX; packed data survives its programs."""
     steps = (Step("# ", "md5sum /bin/busybox; gzip -c /bin/busybox | gzip -dc | md5sum\n"), Step("  -", "reboot -f\n"), Step("Restarting system"))
@@ -34,7 +34,7 @@ def test_without_pae(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(450)
 @pytest.mark.parametrize("line", ("console=ttyS0 pti=off", "console=ttyS0 nokaslr pti=on"), ids=("kaslr", "pti"))
 def test_from_the_entry_of_the_image(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decompressor, translated, chooses where the kernel goes; local and I/O APIC are used; a panic's back-trace says where it came from."""
@@ -65,13 +65,14 @@ _TRACING = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(450)
 def test_a_kernel_that_rewrites_itself(tmp_path: Path) -> None:
     """A kprobe, and ftrace on all functions, on and off: each puts breakpoints into running code through another mapping, and takes them away."""
     waits = ("\n# ", "Linux version", "probed ", "  /bin/busybox", "left ", "  /bin/busybox")
     answers = [f"{command}\n" for command in _TRACING] + ["reboot -f\n"]
     steps = (*(Step(text, answer) for text, answer in zip(("# ", *waits), answers, strict=True)), Step("Restarting system"))
-    _, console = boot("linux-pae", OLD_PC, steps, tmp_path, options=BtOptions())
+    # 35,000 functions are patched in one go, which on a slow machine takes longer than the kernel thinks right.
+    _, console = boot("linux-pae", f"{OLD_PC} nosoftlockup", steps, tmp_path, options=BtOptions())
     probed, sites, reads, left = (int(number) for number in re.findall(r"(?:probed|sites|reads|left) (\d+)", console.text))
     assert probed >= 1
     assert sites > 30_000
