@@ -14,7 +14,7 @@ ifdef GUESTS
 export VMM_GUESTS := $(GUESTS)
 endif
 
-.PHONY: help setup demo test check lint types unit bench fuzz fuzz-pv isolation torture guests clean
+.PHONY: help setup demo test check lint types unit bench fuzz fuzz-pv isolation torture soak guests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make isolation   500 wild guests beside others on one machine'
 	@echo 'make fuzz-pv random hypercalls, and guests that make them, for an hour (FUZZ="--minutes 5": for five minutes)'
 	@echo 'make torture     kill -9 of a writer of disks and snapshots at 1,000 moments'
+	@echo 'make soak        Linux under binary translation for 30 minutes, busy all the time (SOAK=120 for two)'
 	@echo 'make bench   the measurements behind docs/PERFORMANCE.md (XV6=DIR adds xv6)'
 	@echo 'make guests  build the bundled kernels again (needs gcc -m32)'
 	@echo 'make clean   remove .venv and all caches'
@@ -73,6 +74,9 @@ torture: setup
 
 isolation: setup
 	$(PY) -m tests.guests.isolation 0 500
+
+soak: setup
+	$(PY) -m tests.guests.soak $(or $(SOAK),1800)
 
 bench: setup
 	$(PY) -m pytest -q -rs --timeout=1800 -o python_files='bench_*.py' tests/bench --write

@@ -52,11 +52,11 @@ INS_STORES_FIRST = {
 # docs/QUIRKS.md 3: what directly executed user code sees of the deprivileged machine: the VMM's tables (behind 4 GiB, of which SGDT stores the
 # lower half), its LDT, no task register, and shadow descriptors that nothing has asked for yet. What SMSW shows of CR0 is the guest's own in all
 # that is defined; [a013] of SGDT was 40h before.
+_SHADOW_GDT = {1: "01", 3: "03"}  # the third byte of its address, by ring: with ring 3 users have tables of their own
 # docs/QUIRKS.md 24: CPUID does not name SYSENTER, which is bit 11 of EDX.
 NO_SYSENTER = {f"cpuid {mode}": "+2 eax=0 ecx=0 edx=780a179 ebx=0" for mode in ("kernel", "user")}
 # A CPU with long mode refuses SYSENTER_ESP an address that is not canonical (SDM 2B "WRMSR"); qemu-system-i386 has a CPU without.
 LONG_MODE = {"wrmsr kernel": "#GP(0) +0"}
-_SHADOW_GDT = {1: "01", 3: "03"}  # the third byte of its address, by ring: with ring 3 users have tables of their own
 
 
 def nine_reads(ring: int) -> dict[str, str]:
