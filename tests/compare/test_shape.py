@@ -31,7 +31,7 @@ def exits(row: str, way: str, kernel: str = "nano", count: int = COUNT) -> float
     return sum(sample(row, way, kernel, count).architectural.values()) / count
 
 
-@pytest.mark.parametrize("row", ("null", "cli_sti", "pushf_popf", "callret", "cr0rd"))
+@pytest.mark.parametrize("row", ("null", "cli_sti", "pushf_popf", "callret", "cr0rd", "ptemod_hot"))
 @pytest.mark.parametrize("way", ("bt", "bt-3"))
 def test_binary_translation_takes_none(row: str, way: str) -> None:
     """What is emulated in the cache exits never: not once in a hundred times."""
