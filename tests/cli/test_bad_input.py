@@ -57,7 +57,6 @@ CASES = [
     ("run hello --bios bios", "KERNEL: ", "--bios"),
     ("run --bios bios --append a", "--append: ", "--bios"),
     ("run --bios bios --backend bt", "--bios bios: ", "--backend hw"),
-    ("run --bios bios --icount", "--icount: ", "hw"),
     ("run hello --module gone", "gone: ", "no such file"),
     ("run hello --initrd gone", "gone: ", "no such file"),
     ("run hello --disk gone", "gone: ", "o such file"),
