@@ -116,3 +116,11 @@ def test_vmm_commands_exist(command: str) -> None:
     assert not [option for option in options if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_text)]
     if subcommand == "run" and arguments and re.fullmatch(r"[a-z]+", arguments[0]):
         assert arguments[0] in kernels("any")
+
+
+def test_decisions_are_numbered() -> None:
+    """Each decision has a number of its own, which its title begins with."""
+    decisions = sorted((ROOT / "docs/adr").glob("*.md"))
+    assert [path.name[:4] for path in decisions] == [f"{number:04}" for number in range(1, len(decisions) + 1)]
+    for path in decisions:
+        assert path.read_text().startswith(f"# {path.name[:4]}: "), path.name
