@@ -122,7 +122,12 @@ def test_an_interruption_shows_what_there_is(tmp_path: Path) -> None:
     """Ctrl-C: no further cell is run, results are written, status 130."""
     path = tmp_path / "found.json"
     command = [sys.executable, "-c", "from tools.cli import main; main()", "compare", "nano", "--jobs", "1", "--rounds", "50", "--json", str(path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it, and so do its children
+
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=listen, **pipes) as process:  # type: ignore[call-overload]
         children = Path(f"/proc/{process.pid}/task")
         end = time.monotonic() + 60
         while not any(task.joinpath("children").read_text() for task in children.iterdir()):

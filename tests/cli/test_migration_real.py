@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.vms import Talk, home
 from tests.guests.initrd import READY, make_initrd
-from tests.guests.test_linux import OLD_PC
+from tests.guests.linux import OLD_PC
 from tests.require import require_file, require_xv6
 from tools.cli import status
 from tools.fetch_guests import guest

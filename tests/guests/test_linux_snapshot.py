@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.initrd import READY, make_initrd
-from tests.guests.test_linux import BUSYBOX, OLD_PC
+from tests.guests.linux import BUSYBOX, OLD_PC
 from tests.require import require_file
 from tools.fetch_guests import guest
 from vmm.backends.hw import HwOptions
