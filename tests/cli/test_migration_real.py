@@ -17,7 +17,7 @@ from vmm.store.directory import Directory
 
 __all__ = ["home"]
 
-TIMES = 60
+TIMES = 300
 
 
 def moves(capfd: pytest.CaptureFixture[str], source: Talk) -> Talk:
