@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bt.block import Block, Mode
 from bt.cache import TranslationCache
-from vmm.events import Events
 from vmm.exits import Stopped
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.mmu.shadow import ShadowMmu
@@ -69,8 +68,7 @@ class Log:
             return delivered
 
         _put_before(vm.events, "_deliver", wrap)
-        if isinstance(vm.events, Events):
-            vm.events.inject = lambda vector: False  # what the CPU delivers by itself makes no line
+        vm.monitor.inject = lambda vector: False  # what the CPU delivers by itself makes no line
 
     def _blocks(self, vm: Vm) -> None:
         """Every block when it is translated."""

@@ -9,7 +9,6 @@ This CPU delivers nothing by itself, so every event of every back-end comes thro
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Protocol
 
 from vmm.cpu_state import Cpu
@@ -53,14 +52,10 @@ class Delivery(Protocol):
 
 
 class Events:
-    """Delivers events to one virtual CPU. Leaves the vCPU at the handler's first instruction.
-
-    inject(vector): has the CPU deliver an external interrupt at its next entry into the guest, where it can; False: it is to be done here.
-    """
+    """Delivers events to one virtual CPU. Leaves the vCPU at the handler's first instruction."""
 
     def __init__(self, vcpu: Vcpu, linear: LinearMemory, segments: Segments) -> None:
         self.vcpu, self.linear, self.segments = vcpu, linear, segments
-        self.inject: Callable[[int], bool] = lambda vector: False
         self.gates = Gates(vcpu, linear)
 
     def raise_exception(self, vector: int, error: int | None = None) -> None:
@@ -77,8 +72,7 @@ class Events:
 
     def interrupt(self, vector: int, back_to: int, *, software: bool) -> None:
         """An external interrupt, or a software interrupt (whose gate must allow it); `back_to` is the EIP to return to. Raises GuestFault."""
-        if software or vector == Vector.NMI or back_to != self.vcpu.eip or not self.inject(vector):  # IF or not; ICEBP returns behind itself
-            self._deliver(vector, None, software=software, external=not software, back_to=back_to)
+        self._deliver(vector, None, software=software, external=not software, back_to=back_to)
 
     def _deliver(self, vector: int, error: int | None, *, software: bool, external: bool, back_to: int) -> None:
         vcpu = self.vcpu

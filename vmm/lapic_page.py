@@ -52,11 +52,12 @@ class LapicPage:
         result = self.lapic.access(offset, size, value)
         if value is not None:
             index = offset >> 4
-            if index in KNOWN and not self.unread():
-                self.words[self.at + 4 * index] = self.lapic.access(offset & ~0xF, 4, None)
             if index in (LVT_TIMER, INITIAL_COUNT):
                 self._offer()
-            self.refresh()
+            if not self.unread():
+                if index in KNOWN:
+                    self.words[self.at + 4 * index] = self.lapic.access(offset & ~0xF, 4, None)
+                self.refresh()
         return result
 
     def refresh(self) -> None:

@@ -388,13 +388,15 @@ class Machine:
 
     def set_interrupt_pin(self, level: bool) -> None:
         """The CPU's INTR pin. While it is high an exit comes at the first instruction boundary where the CPU takes interrupts."""
-        with self._kicking:
-            request = self._requests.value
-            self._requests.value = request | _INTR_PIN if level else request & ~_INTR_PIN
-        if level and self.stop_behind is not None:
-            self.stop_behind()
-        elif level and self.running:
-            self._leave_chain.value = 0xFFFF
+        # Without the lock of `kick`, which takes longer: if one comes in between, the run ends, and the next begins with setting the pin.
+        if level:
+            self._requests.value |= _INTR_PIN
+            if self.stop_behind is not None:
+                self.stop_behind()
+            elif self.running:
+                self._leave_chain.value = 0xFFFF
+        else:
+            self._requests.value &= ~_INTR_PIN
 
     def set_nesting(self, on: bool) -> None:
         """Whether the CPU walks the nested tables that VMRUN was given, below the guest's."""
@@ -436,8 +438,7 @@ class Machine:
 
     @virtual_interrupt.setter
     def virtual_interrupt(self, waits: bool) -> None:
-        with self._kicking:
-            self._requests.value = self._requests.value & ~_VIRTUAL | (_VIRTUAL if waits else 0)
+        self._requests.value = self._requests.value & ~_VIRTUAL | waits << 8  # a kick that this loses is repeated
 
     def raise_nmi(self) -> None:
         """The CPU's NMI pin: in guest mode an exit comes at the next instruction boundary, unless one is being handled. Not from another thread."""

@@ -6,7 +6,8 @@ moves EIP past an emulated instruction. Knows no back-end, no translation and no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, assert_never
 
 from vmm.emulate import ROUTINES, undefined
 from vmm.exits import (
@@ -36,11 +37,20 @@ if TYPE_CHECKING:
     from vmm.xen.domain import XenDomain
 
 
+_INSTRUCTIONS: Final = frozenset((Sensitive, SoftwareInterrupt, Privileged))  # exits that are about one which the VMM carries out
+
+
 class Monitor:
-    """Handles the exits of one VM. completed: the instruction that the last one was about is done: emulated, and raised nothing."""
+    """Handles the exits of one VM. completed: the instruction that the last one was about is done: emulated, and raised nothing.
+
+    observers: how many watch what comes here: a back-end that has a shorter way for an exit does not take it then.
+    inject(vector): has the CPU deliver an external interrupt at its next entry into the guest, where it can; False: it is to be done by the VMM.
+    """
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
+        self.observers = 0
+        self.inject: Callable[[int], bool] = lambda vector: False
         self.completed = False
 
     def handle(self, exit_: Exit) -> Outcome:
@@ -50,7 +60,7 @@ class Monitor:
         try:
             try:
                 outcome = self._dispatch(exit_)
-                self.completed = isinstance(exit_, Sensitive | SoftwareInterrupt | Privileged)
+                self.completed = type(exit_) in _INSTRUCTIONS
                 return outcome
             except GuestFault as fault:
                 self._inject(fault)
@@ -65,6 +75,14 @@ class Monitor:
         match exit_:
             case Hypercall(number):  # first: under pv nearly all exits are hypercalls
                 return self._domain().hypercall(number)
+            case External():
+                vector = vm.board.interrupts.acknowledge()
+                if (page := vm.lapic_page) is not None:
+                    page.refresh()
+                vm.stats.injected[vector] += 1
+                if not self.inject(vector):
+                    vm.events.interrupt(vector, vcpu.eip, software=False)
+                return RESUME
             case Sensitive(instruction, row):
                 vm.stats.callouts[row.name] += 1
                 was_inhibited, vcpu.inhibited = vcpu.inhibited, False
@@ -88,13 +106,6 @@ class Monitor:
             case SoftwareInterrupt(vector, behind):
                 vm.stats.injected[vector] += 1
                 vm.events.interrupt(vector, behind, software=True)
-                return RESUME
-            case External():
-                vector = vm.board.interrupts.acknowledge()
-                if vm.lapic_page is not None:
-                    vm.lapic_page.refresh()
-                vm.stats.injected[vector] += 1
-                vm.events.interrupt(vector, vcpu.eip, software=False)
                 return RESUME
             case NonMaskable():
                 vm.stats.injected[Vector.NMI] += 1

@@ -20,13 +20,14 @@ Observer = Callable[[Exit, Vcpu], object]
 def observe(vm: Vm, callback: Observer) -> Callable[[], None]:
     """Calls `callback(exit, vcpu)` before each exit of `vm` is handled; the result ends that when it is called.
 
-    The vCPU is exact then: EIP, CPL, CS, SS, general registers, flags, and `vm.linear` reads the guest's memory. Hidden faults, chains
-    and port accesses of the guest's kernel never come to the monitor; they are counted in `vm.stats`, and a device sees its own
+    The vCPU is exact then: EIP, CPL, CS, SS, general registers, flags, and `vm.linear` reads the guest's memory. Hidden faults, chains,
+    CPUID in guest mode and port accesses of the guest's kernel never come to the monitor; they are counted in `vm.stats`, and a device sees its own
     ports. Several observers are called in the order latest first. What a callback raises comes out of `vm.run`.
     """
     monitor = vm.monitor
     before = monitor.handle
     watching = True
+    monitor.observers += 1
 
     def handle(exit_: Exit) -> Outcome:
         if watching:
@@ -36,6 +37,7 @@ def observe(vm: Vm, callback: Observer) -> Callable[[], None]:
     def end() -> None:
         # The door stays as it is, only silent: observers added later stand before it.
         nonlocal watching
+        monitor.observers -= watching
         watching = False
 
     name = "handle"  # the instance's own name goes before the class's

@@ -36,8 +36,9 @@ from tests.unit.boot.test_linux import bzimage
 from tools.report import registers
 from vmm.backends.hw import Hardware, HwOptions
 from vmm.call_stack import backtrace
-from vmm.exits import End, SoftwareInterrupt, Stop
+from vmm.exits import End, Exit, Sensitive, SoftwareInterrupt, Stop
 from vmm.observation import observe
+from vmm.vcpu import Vcpu
 from vmm.vm import Vm, machine_for
 
 
@@ -239,6 +240,23 @@ def test_15_no_syscall_goes_astray_under_stops(prefixed: bool) -> None:
         stop = vm.run(30)
     assert (stop.why, stop.value) == (End.REPORTED, 0)
     assert vm.stats.engine["syscall"] == 4000
+
+
+def test_an_observer_sees_each_syscall() -> None:
+    """The short way of SYSCALL is not taken while somebody watches, and is again when nobody does."""
+    parts = long_kernel(f"{_SYSCALL_MSRS}; {TO_USER}", user="mov r12d,10; l: syscall; dec r12d; jnz l; int 0x81", handlers={0x81: FINISH})
+    vm = flat_vm({**parts, _LSTAR: b"\x48\x0f\x07"}, options=HwOptions())
+    seen: list[int] = []
+
+    def watch(exit_: Exit, vcpu: Vcpu) -> None:
+        if isinstance(exit_, Sensitive) and exit_.row.name == "syscall":
+            seen.append(vcpu.register(12))
+            if len(seen) == 7:
+                end()
+
+    end = observe(vm, watch)
+    assert vm.run(30).why is End.REPORTED
+    assert (seen, vm.stats.engine["syscall"]) == ([10, 9, 8, 7, 6, 5, 4], 10)
 
 
 def test_a_syscall_that_there_is_not() -> None:

@@ -35,10 +35,9 @@ class IoApic:
 
     def set_line(self, pin: int, level: bool) -> None:
         """Assert or release `pin`. A rise on a masked edge-triggered pin is lost (data sheet 3.2.4, "Interrupt Mask")."""
-        bit = 1 << pin
-        rose = level and not self.lines & bit
-        self.lines = self.lines | bit if level else self.lines & ~bit
-        if rose or self.table[pin] & LEVEL:
+        before, bit, entry = self.lines, 1 << pin, self.table[pin]
+        self.lines = before | bit if level else before & ~bit
+        if not entry & MASKED and (entry & LEVEL or level and not before & bit):
             self._service(pin)
 
     def end_of_interrupt(self, vector: int) -> None:

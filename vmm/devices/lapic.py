@@ -122,10 +122,12 @@ class LocalApic:
         registers = self.registers
         if index == EOI:
             self._end()
-        elif index == ESR:
-            registers[ESR], self.errors = self.errors, 0
-        elif index == ICR_LOW:
+            return
+        if index == ICR_LOW:
             self._send(value)
+            return
+        if index == ESR:
+            registers[ESR], self.errors = self.errors, 0
         elif index == INITIAL_COUNT:
             registers[index] = value
             self.timer_start = self._clock.now()
@@ -187,6 +189,7 @@ class LocalApic:
         self.isr &= ~(1 << vector)
         if self.tmr >> vector & 1:
             self._end_of_interrupt(vector)
+        self._update()
 
     def _error(self, error: int) -> None:
         self.errors |= error

@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 CASCADE = 2
 SPURIOUS = 7
+_NONE = 8
+_FIRST = bytes((bits & -bits).bit_length() - 1 if bits else _NONE for bits in range(256))
+_RANKS = tuple(bytes(_FIRST[(bits >> first | bits << 8 - first) & 0xFF] for bits in range(256)) for first in (1, 2, 3, 4, 5, 6, 7, 0))
+"""By the input of lowest priority, then by inputs as bits: the rank of the first of these, 0 to 7, or _NONE."""
 
 
 class Pic:
@@ -47,6 +51,8 @@ class Pic:
             self.lines |= bit
         else:
             self.lines &= ~bit
+            if not self.irr & bit:
+                return
             self.irr &= ~bit
         self._update()
 
@@ -100,30 +106,19 @@ class Pic:
 
     def _highest(self, bits: int) -> int | None:
         """The set bit of the highest priority."""
-        if not bits:
-            return None
-        first = self.lowest + 1 & 7
-        turned = (bits >> first | bits << 8 - first) & 0xFF
-        return ((turned & -turned).bit_length() - 1 + first) & 7
+        rank = _RANKS[self.lowest][bits]
+        return None if rank == _NONE else self.lowest + 1 + rank & 7
 
     def _request(self) -> int | None:
         """The input that now deserves the CPU, or None."""
-        pin = self._highest(self.irr & ~self.imr)
-        if pin is None:
-            return None
-        busy = self.isr
+        ranks, busy = _RANKS[self.lowest], self.isr
+        rank = ranks[self.irr & ~self.imr]
         if self.special_mask:
             busy &= ~self.imr
         if self.fully_nested_special:
             # A slave with a request of higher priority than the one in service may interrupt again through its one input.
             busy &= ~(1 << CASCADE)
-        served = self._highest(busy)
-        if served is None or self._rank(pin) < self._rank(served):
-            return pin
-        return None
-
-    def _rank(self, pin: int) -> int:
-        return pin - self.lowest - 1 & 7
+        return self.lowest + 1 + rank & 7 if rank < ranks[busy] else None
 
     def _take(self, pin: int) -> None:
         bit = 1 << pin

@@ -27,8 +27,7 @@ from vmm.backends.native.vcpu import NativeVcpu
 from vmm.cpu_state import GENERAL, Cpu
 from vmm.cpuid import CPU_32, CPU_64
 from vmm.errors import InputError
-from vmm.events import Events
-from vmm.exits import End, Exit, External, NonMaskable, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
+from vmm.exits import RESUME, End, Exit, External, NonMaskable, PageFault, Raised, Resume, Sensitive, SoftwareInterrupt, Stop, Stopped, Wait
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.lapic_page import GFN as LAPIC
 from vmm.machine import EFER_HOST, KICK_EXIT, PHYSICAL_CR0, PHYSICAL_CR4, MachineError, NoCode
@@ -44,7 +43,8 @@ if TYPE_CHECKING:
     from vmm.vm import Vm
 
 _CR3_LOAD, _PAGE_FAULT, _INTR, _NMI, _CPUID = EXIT + 0x13, EXIT + 0x4E, EXIT + 0x60, EXIT + 0x61, EXIT + 0x72
-_IO = int(Reason.IO)
+_IO, _EIP = int(Reason.IO), Cpu.EIP >> 1
+_INTERRUPT, _WINDOW = ((int(reason), NAMES[reason]) for reason in (Reason.EXTERNAL_INTERRUPT, Reason.INTERRUPT_WINDOW))
 _EXTERNAL = External()
 _POLLS = 64  # reads of device memory in a row, before a page that may be lent is
 _INTELS = ("sysenter", "sysexit")  # which 64-bit code has on Intel's CPUs only
@@ -57,6 +57,7 @@ class Hardware:
 
     def __init__(self, vm: Vm, options: HwOptions) -> None:
         self.vm, self.machine, self.state, self.stats, self.options = vm, vm.machine, vm.machine.state, vm.stats, options
+        self.wide = vm.machine.wide
         self.memory = vm.memory = GuestMemory(vm.machine, vm.memory_size)
         self.paging = vm.paging = GuestPaging(self.memory)
         vm.linear = LinearMemory(self.memory, self.paging)
@@ -82,7 +83,6 @@ class Hardware:
         self.sites = Sites(vm)
         self.instructions = Instructions(self)
         self._device_reads = 0
-        self._failed = False  # while an interrupt is delivered here that the CPU could not deliver
         if self.shadow is None:
             self._keep_code_coherent()
 
@@ -117,8 +117,7 @@ class Hardware:
                 self.nested.fill_ram()
         if self.vm.lapic_page is not None:
             self.vm.lapic_page.unread = lambda: self.shadow is None and LAPIC not in self.nested.lent
-        if isinstance(self.vm.events, Events):
-            self.vm.events.inject = self._inject
+        self.vm.monitor.inject = self._inject
         values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
         for at, value in zip(GENERAL, values, strict=True):
             state[at], state[at + 1] = value, 0
@@ -186,7 +185,7 @@ class Hardware:
 
     def interrupts_changed(self, pending: bool) -> None:
         """The interrupt controllers' output is the CPU's INTR pin: an exit comes where the guest takes interrupts."""
-        self._waited = pending and not self.vcpu.interrupts_on
+        self._waited = pending and not self.state[Cpu.EFLAGS] & Flag.IF
         self.machine.set_interrupt_pin(pending)
 
     def control_changed(self) -> None:
@@ -254,7 +253,7 @@ class Hardware:
 
     def _inject(self, vector: int) -> bool:
         """An external interrupt: by the CPU itself, unless another one is pending, which its INTR pin would report first."""
-        if self._failed or self.vm.board.interrupts.asserted or not self.machine.running or self.counting is not None:
+        if self.vm.board.interrupts.asserted or not self.machine.running or self.counting is not None:
             self.synchronize()
             return False
         self.svm.inject(vector)
@@ -268,6 +267,10 @@ class Hardware:
         if vector == _CPUID and self.shadow is None and self.instructions.cpuid():
             return
         state, machine = self.state, self.machine
+        if vector == _INTR and not self.port_fault.pending and not machine.virtual_interrupt:
+            if self.shadow is None or not self._tasks_switched(self.shadow):
+                self._external()
+            return
         software = bool(state[machine.is_int])
         machine.clear_event()
         if vector >= EXIT and self.svm.take_interrupt_shadow():
@@ -284,8 +287,6 @@ class Hardware:
             self._shadow_fault(self.shadow, state[machine.error_code])
         elif vector == _CR3_LOAD and self.shadow is None and self._loads_cr3():
             pass
-        elif vector == _INTR and not machine.virtual_interrupt:
-            self._external()
         elif vector == _NMI:
             self._non_maskable()
         else:
@@ -321,7 +322,6 @@ class Hardware:
     def _deliver(self, vector: int) -> None:
         """An interrupt that the CPU began to deliver, with an exception on the way: from the beginning, and so to that exception."""
         vm = self.vm
-        self._failed = True
         try:
             vm.events.interrupt(vector, self.vcpu.eip, software=False)
         except GuestPageFault as fault:
@@ -330,8 +330,6 @@ class Hardware:
             self.exit(Raised(fault.vector, fault.error))
         except Stopped as stopped:
             vm.stop(stopped.stop)
-        finally:
-            self._failed = False
 
     def _loads_cr3(self) -> bool:
         """The common load of CR3 under PAE, which only has to be checked: 8 us here, 40 by way of the emulator. False: not that."""
@@ -383,7 +381,9 @@ class Hardware:
         if self.vm.stopped is not None or not self.vm.board.interrupts.asserted:
             self.machine.set_interrupt_pin(False)  # while it is high the CPU exits again before it sees that it is to stop
             return
-        self.report(Reason.INTERRUPT_WINDOW if self._waited else Reason.EXTERNAL_INTERRUPT)
+        reason, name = _WINDOW if self._waited else _INTERRUPT
+        self.stats.architectural[name] += 1
+        self.vmcs.exited(reason, 0)
         self._waited = False
         self.exit(_EXTERNAL)
 
@@ -425,8 +425,9 @@ class Hardware:
     def exit(self, exit_: Exit) -> None:
         """Lets the monitor handle an exit, and has the CPU stop when the guest is not to go on now."""
         vm = self.vm
-        vm.stats.last.append((type(exit_).__name__, vm.vcpu.eip))
-        outcome = vm.monitor.handle(exit_)
+        vm.stats.last.append((type(exit_).__name__, self.wide[_EIP]))
+        if (outcome := vm.monitor.handle(exit_)) is RESUME:
+            return
         match outcome:
             case Resume():
                 pass
@@ -458,7 +459,7 @@ class Hardware:
 
     def on_fast_call(self) -> int:
         """SYSENTER, and SYSCALL, which only 64-bit code has. Returns the instruction's size."""
-        if self.vcpu.code_64 and self.instructions.syscall():
+        if self.vcpu.code_64 and not self.vm.monitor.observers and self.instructions.syscall():
             return 2
         self.synchronize()
         instruction = instruction_at(self.vm)

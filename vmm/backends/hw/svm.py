@@ -57,6 +57,7 @@ class Svm:
         machine.quads[(tables[-1] + 8) // 8] = stub | _HOST_LEAF
         self.host_cr3 = tables[0]
         self.interrupt_shadow = (self._vmcb + _INTERRUPT_SHADOW) >> 2  # index of its word in host memory
+        self._vector = (self._vmcb + _INTERRUPT_VECTOR) >> 2
 
     def load(self, vmcs: Vmcs) -> None:
         """Writes guest state and controls of a checked VMCS into the VMCB."""
@@ -121,7 +122,7 @@ class Svm:
 
     def inject(self, vector: int) -> None:
         """Has the CPU deliver an external interrupt before the guest's next instruction; the guest's IF must be set."""
-        self.machine.words[(self._vmcb + _INTERRUPT_VECTOR) >> 2] = vector
+        self.machine.words[self._vector] = vector
         self.machine.virtual_interrupt = True
 
     def take_injected(self) -> int | None:
@@ -130,7 +131,7 @@ class Svm:
             return None
         self.machine.virtual_interrupt = False
         self.machine.words[(self._vmcb + _EVENT_INJECTION) >> 2] = 0
-        vector: int = self.machine.words[(self._vmcb + _INTERRUPT_VECTOR) >> 2]
+        vector: int = self.machine.words[self._vector]
         return vector
 
     @property
