@@ -29,7 +29,7 @@ _DEFAULT: Final = Path(__file__).resolve().parent.parent / "guests"
 class Package:
     """A Debian package (as apt names it) and the one file in it that is the guest: a glob pattern below the package's root.
 
-    meta: the package only depends on the one that has the file. alone: nothing else of the package is kept.
+    meta: the package only depends on the one that has the file. alone: nothing else of the package is kept but `extras`, patterns as well.
     """
 
     package: str
@@ -37,6 +37,7 @@ class Package:
     what: str
     meta: bool = False
     alone: bool = False
+    extras: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -44,11 +45,13 @@ class Package:
         return self.package.removesuffix(":i386").replace(":", "-")
 
 
+_NE2000: Final = ("lib/modules/*/kernel/drivers/net/ethernet/8390/8390p.ko", "lib/modules/*/kernel/drivers/net/ethernet/8390/ne.ko")
+"""The driver of the network adapter that VMs have, in the order in which it is loaded."""
 GUESTS: Final[Mapping[str, Package]] = {
     "gnumach": Package("gnumach-image-1.8-486:i386", "boot/gnumach-1.8-486.gz", "GNU Mach 1.8, multiboot"),
     "gnumach-xen": Package("gnumach-image-1.8-xen-486:i386", "boot/gnumach-1.8-xen-486.gz", "GNU Mach 1.8 as a 32-bit PAE Xen guest"),
-    "linux-pae": Package("linux-image-686-pae:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs with PAE", meta=True, alone=True),
-    "linux": Package("linux-image-686:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs without PAE", meta=True, alone=True),
+    "linux-pae": Package("linux-image-686-pae:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs with PAE", True, True, _NE2000),
+    "linux": Package("linux-image-686:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs without PAE", True, True, _NE2000),
     "linux-amd64": Package("linux-image-amd64:amd64", "boot/vmlinuz-*", "Linux for 64-bit PCs", meta=True, alone=True),
     "busybox": Package("busybox-static:i386", "bin/busybox", "user programs for a RAM disk, all in one", alone=True),
     "busybox-amd64": Package("busybox-static:amd64", "bin/busybox", "the same for 64-bit kernels", alone=True),
@@ -66,14 +69,28 @@ def guest(name: str, folder: Path | None = None) -> Path | None:
     """The kernel file of guest `name`, or None when it has not been downloaded. Raises InputError for a name that is not in GUESTS."""
     if name not in GUESTS:
         raise InputError(f"{name}: no such guest (there are {', '.join(GUESTS)})")
-    entry = GUESTS[name]
-    found = sorted(((folder or guests_folder()) / entry.folder).glob(entry.pattern))
+    return _newest(name, GUESTS[name].pattern, folder)
+
+
+def extras(name: str, folder: Path | None = None) -> list[Path]:
+    """What is kept of the package of guest `name` beside its kernel, such as modules; none of it when a part has not been downloaded."""
+    found = [_newest(name, pattern, folder) for pattern in GUESTS[name].extras]
+    return [path for path in found if path is not None] if None not in found else []
+
+
+def _newest(name: str, pattern: str, folder: Path | None) -> Path | None:
+    found = sorted(((folder or guests_folder()) / GUESTS[name].folder).glob(pattern))
     return found[-1] if found else None
+
+
+def _complete(name: str, folder: Path) -> Path | None:
+    """The kernel file of guest `name` if all is there that belongs to it."""
+    return guest(name, folder) if len(extras(name, folder)) == len(GUESTS[name].extras) else None
 
 
 def fetch(name: str, folder: Path) -> Path:
     """The kernel file of guest `name` in `folder`, downloaded unless it is there. Raises InputError when it cannot be had."""
-    present = guest(name, folder)
+    present = _complete(name, folder)
     if present is not None:
         return present
     entry = GUESTS[name]
@@ -86,13 +103,14 @@ def fetch(name: str, folder: Path) -> Path:
             raise InputError(f"{entry.package}: apt-get download left {len(archives)} packages instead of one")
         unpacked = Path(scratch) / "unpacked"
         _run(entry.package, ["dpkg-deb", "-x", str(archives[0]), str(unpacked)], scratch)
-        if not list(unpacked.glob(entry.pattern)):
-            raise InputError(f"{entry.package}: {archives[0].name} has no {entry.pattern}")
+        for pattern in (entry.pattern, *entry.extras):
+            if not list(unpacked.glob(pattern)):
+                raise InputError(f"{entry.package}: {archives[0].name} has no {pattern}")
         if entry.alone:
-            unpacked = _only(unpacked, entry.pattern, Path(scratch) / "kept")
+            unpacked = _only(unpacked, (entry.pattern, *entry.extras), Path(scratch) / "kept")
         shutil.rmtree(folder / entry.folder, ignore_errors=True)
         unpacked.rename(folder / entry.folder)
-    fetched = guest(name, folder)
+    fetched = _complete(name, folder)
     if fetched is None:
         raise InputError(f"{entry.package}: vanished from {folder} while it was unpacked")
     return fetched
@@ -106,9 +124,9 @@ def _dependency(package: str) -> str:
     raise InputError(f"{package}: depends on nothing")
 
 
-def _only(unpacked: Path, pattern: str, kept: Path) -> Path:
+def _only(unpacked: Path, patterns: Sequence[str], kept: Path) -> Path:
     """A folder with nothing but what matches: an unpacked Linux has 200 MB of modules."""
-    for found in unpacked.glob(pattern):
+    for found in [path for pattern in patterns for path in unpacked.glob(pattern)]:
         target = kept / found.relative_to(unpacked)
         target.parent.mkdir(parents=True, exist_ok=True)
         found.rename(target)
@@ -137,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder: Path = parser.parse_args(arguments).folder or guests_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(guest(name, folder) is None for name in GUESTS):
+        if any(_complete(name, folder) is None for name in GUESTS):
             prepare()
     except InputError as error:
         print(error, file=sys.stderr)

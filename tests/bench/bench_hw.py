@@ -12,7 +12,6 @@ from tests.bench.bench_translate import callback_seconds
 from tests.bench.conftest import Keep
 from tests.bench.timing import VMM, compiled_environment, cpu_seconds, in_turns
 from tests.guests.dialogue import Step, talk_to_process
-from tests.guests.initrd import READY, make_initrd
 from tests.guests.linux import BUSYBOX, MEMORY_MIB, OLD_PC
 from tests.guests.test_long import QEMU_64
 from tests.guests.test_qemu import QEMU
@@ -21,6 +20,7 @@ from tests.machine.long_kernel import TO_USER, long_kernel
 from tests.machine.small_kernel import IDENTITY, small_kernel
 from tests.require import require, require_file
 from tools.fetch_guests import guest
+from tools.initrd import READY, make_initrd
 from vmm.backends.hw import HwOptions
 
 pytestmark = pytest.mark.bench
@@ -94,7 +94,7 @@ def test_linux(kernel: str, keep: Keep, tmp_path: Path) -> None:
     """Both systems run the same kernel file, RAM disk and command line, in turns."""
     image = str(require_file(guest(kernel), "Linux (python -m tools.fetch_guests)"))
     initrd = tmp_path / "initrd.cpio"
-    initrd.write_bytes(make_initrd(require_file(guest(BUSYBOX.get(kernel, "busybox")), "BusyBox (python -m tools.fetch_guests)").read_bytes()))
+    initrd.write_bytes(make_initrd(require_file(guest(BUSYBOX[kernel]), "BusyBox (python -m tools.fetch_guests)").read_bytes()))
     common = ["-m", str(MEMORY_MIB), "-initrd", str(initrd), "-append", OLD_PC]
     environment = compiled_environment(tmp_path)
     ours = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *VMM, "run", image]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.vms import Talk, home
-from tests.guests.initrd import READY, make_initrd
 from tests.guests.linux import OLD_PC
 from tests.require import require_file, require_xv6
 from tools.cli import status
 from tools.fetch_guests import guest
+from tools.initrd import READY, make_initrd
 from vmm.store.directory import Directory
 
 __all__ = ["home"]

@@ -5,12 +5,16 @@ Knows consoles and processes. Knows no guest and decides nothing about what was 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import select
 import subprocess
+import termios
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm.console import Recorder
@@ -82,20 +86,37 @@ def talk_to_process(command: Sequence[str], steps: Sequence[Step], timeout: floa
 
     Raises AssertionError with the output when the dialogue is not through within `timeout` seconds.
     """
-    progress, output, end = Progress(steps), bytearray(), time.monotonic() + timeout
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
         assert process.stdin is not None and process.stdout is not None
-        try:
-            while not progress.finished:
-                ready, _, _ = select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))
-                data = os.read(process.stdout.fileno(), 65536) if ready else b""
-                if not data:
-                    raise AssertionError(f"{command[0]}: no {steps[len(progress.cpu)].wait!r} in:\n{output.decode('latin-1')}")
-                output += data
-                while (answer := progress.heard(output, cpu_of(process.pid))) is not None:
-                    process.stdin.write(answer)
-        finally:
-            process.kill()
+        return _talk(process, process.stdout.fileno(), process.stdin.fileno(), steps, timeout)
+
+
+def talk_at_terminal(command: Sequence[str], steps: Sequence[Step], timeout: float) -> tuple[str, Progress]:
+    """The same with a process whose standard input and output are a terminal."""
+    master, slave = pty.openpty()
+    try:
+        # the terminal is to be the process's own: only who is in front of it may change its mode
+        take = partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0)
+        with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=take) as process:
+            return _talk(process, master, master, steps, timeout)
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def _talk(process: subprocess.Popen[bytes], heard: int, said: int, steps: Sequence[Step], timeout: float) -> tuple[str, Progress]:
+    progress, output, end = Progress(steps), bytearray(), time.monotonic() + timeout
+    try:
+        while not progress.finished:
+            ready, _, _ = select.select([heard], [], [], max(0.0, end - time.monotonic()))
+            data = os.read(heard, 65536) if ready else b""
+            if not data:
+                raise AssertionError(f"{process.args}: no {steps[len(progress.cpu)].wait!r} in:\n{output.decode('latin-1')}")
+            output += data
+            while (answer := progress.heard(output, cpu_of(process.pid))) is not None:
+                os.write(said, answer)
+    finally:
+        process.kill()
     return output.decode("latin-1"), progress
 
 

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from tests.guests.dialogue import Dialogue, Step
-from tests.guests.initrd import READY, make_initrd
 from tests.require import require_file
 from tools.fetch_guests import guest
+from tools.initrd import BUSYBOX, READY, make_initrd
 from vmm.backends import Options
 from vmm.backends.hw import HwOptions
 from vmm.exits import End
@@ -16,7 +16,6 @@ from vmm.vm import Vm, machine_for
 
 MEMORY_MIB = 256
 TIMEOUT = 400.0
-BUSYBOX = {"linux-amd64": "busybox-amd64"}  # by kernel, where it is not the 32-bit one
 OLD_PC = "console=ttyS0 nolapic noapic acpi=off pci=off"
 
 
@@ -38,7 +37,7 @@ def boot(
 ) -> tuple[Vm, Timed]:
     """Boots to the shell, holds the dialogue and reboots; the run must end by that. options: of the back-end; `hw` as it is by default."""
     image = require_file(guest(kernel), "Linux (python -m tools.fetch_guests)")
-    busybox = require_file(guest(BUSYBOX.get(kernel, "busybox")), "BusyBox (python -m tools.fetch_guests)")
+    busybox = require_file(guest(BUSYBOX[kernel]), "BusyBox (python -m tools.fetch_guests)")
     initrd = folder / "initrd.cpio"
     initrd.write_bytes(make_initrd(busybox.read_bytes(), files))
     console = Timed((Step(READY), *steps))

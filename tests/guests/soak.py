@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 
 from tests.guests.dialogue import Dialogue, Step
-from tests.guests.initrd import READY, make_initrd
 from tests.guests.linux import MEMORY_MIB, OLD_PC
 from tests.require import require_file
 from tools.fetch_guests import guest
+from tools.initrd import READY, make_initrd
 from vmm.backends.bt import BtOptions
 from vmm.vm import Vm, machine_for
 

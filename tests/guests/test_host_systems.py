@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.guests.dialogue import FINISHED, Dialogue, Step
-from tests.guests.initrd import READY, make_initrd
 from tests.guests.linux import OLD_PC
 from tests.guests.linux import TIMEOUT as LINUX_TIMEOUT
 from tests.guests.test_gnumach import COMMAND_LINE, LAST_LINE
 from tests.guests.test_xv6 import SHELL
 from tests.require import require_file, require_xv6
 from tools.fetch_guests import guest
+from tools.initrd import READY, make_initrd
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.guests.initrd import READY, make_initrd
 from tests.guests.linux import BUSYBOX, OLD_PC
 from tests.require import require_file
 from tools.fetch_guests import guest
+from tools.initrd import READY, make_initrd
 from vmm.backends.hw import HwOptions
 from vmm.exits import End, Stop
 from vmm.snapshot import Snapshot
@@ -65,7 +65,7 @@ def empty(console: Typist, options: HwOptions) -> Vm:
 def at_the_prompt(kernel: str, folder: Path) -> Shell:
     """Boots to the shell."""
     image = require_file(guest(kernel), "Linux (python -m tools.fetch_guests)")
-    busybox = require_file(guest(BUSYBOX.get(kernel, "busybox")), "BusyBox (python -m tools.fetch_guests)")
+    busybox = require_file(guest(BUSYBOX[kernel]), "BusyBox (python -m tools.fetch_guests)")
     noise = random.Random(1).randbytes(100_000)
     initrd = folder / "initrd.cpio"
     initrd.write_bytes(make_initrd(busybox.read_bytes(), {"noise": noise}))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools import fetch_guests
-from tools.fetch_guests import GUESTS, guest, main
+from tools.fetch_guests import GUESTS, extras, guest, main
 from vmm.errors import InputError
 
 
@@ -18,11 +18,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def unpack(folder: Path, name: str) -> Path:
-    path = folder / GUESTS[name].folder / GUESTS[name].pattern
-    path.parent.mkdir(parents=True)
-    path.touch()
-    return path
+def unpack(folder: Path, name: str, extra: bool = True) -> Path:
+    entry = GUESTS[name]
+    paths = [folder / entry.folder / pattern for pattern in (entry.pattern, *(entry.extras if extra else ()))]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return paths[0]
 
 
 def test_guest_is_found_where_it_was_unpacked(folder: Path) -> None:
@@ -43,6 +45,19 @@ def test_everything_there_needs_no_tools(folder: Path, capsys: pytest.CaptureFix
     paths = [unpack(folder, name) for name in GUESTS]
     assert main([]) == 0
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == [str(path) for path in paths]
+
+
+def test_extras_belong_to_a_guest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules lie beside their kernel; where one is missing there are none, and the guest is fetched again."""
+    kernel = unpack(folder, "linux-pae", extra=False)
+    assert guest("linux-pae") == kernel
+    assert extras("linux-pae") == extras("gnumach") == []
+    monkeypatch.setenv("PATH", str(folder))
+    with pytest.raises(FileNotFoundError):  # apt-cache, which is not there
+        fetch_guests.fetch("linux-pae", folder)
+    unpack(folder, "linux-pae")
+    assert [path.name for path in extras("linux-pae")] == ["8390p.ko", "ne.ko"]
+    assert fetch_guests.fetch("linux-pae", folder) == kernel
 
 
 def test_no_debian(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
