@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from tests.machine.flat import FINISH, finish, flat_vm, words
@@ -65,3 +67,62 @@ def test_a_loop_that_ecx_ends(opcode: int, setting: str, flags: int, options: Na
     finish(vm)
     lost = options == NATIVE
     assert (words(vm, LOG, 1)[0] == flags) is not lost
+
+
+WAYS = pytest.mark.parametrize("options", (NATIVE, BT), ids=("native", "bt"))
+
+
+def raised(code: str, options: NativeOptions | BtOptions, *vectors: int) -> bool:
+    """Whether the kernel's code raises one of these exceptions; else it comes to its end."""
+    vm = flat_vm(small_kernel(f"{code}; {FINISH}", handlers=dict.fromkeys(vectors, f"mov dword ptr [{LOG}],1; {FINISH}")), options=options)
+    finish(vm)
+    return words(vm, LOG, 1) == [1]
+
+
+_OS_SSE = "mov eax,cr4; or eax,0x600; mov cr4,eax"
+
+
+@WAYS
+def test_alignment_is_not_checked(options: NativeOptions | BtOptions) -> None:
+    """With CR0.AM and EFLAGS.AC users read what is not aligned, and so does MOVAPS, where hardware raises #AC and #GP. FXSAVE is checked."""
+    aligned = f"mov eax,cr0; or eax,0x40000; mov cr0,eax; {TO_USER}"
+    handlers = {17: f"mov dword ptr [{LOG}],1; {FINISH}", 0x80: FINISH}
+    vm = flat_vm(small_kernel(aligned, user="push 0x40202; popfd; mov eax,[esp+1]; int 0x80", handlers=handlers), options=options)
+    finish(vm)
+    assert words(vm, LOG, 1) == [0]
+    assert not raised(f"{_OS_SSE}; movaps xmm0,[{LOG + 8}]", options, 13)
+    assert raised(f"{_OS_SSE}; fxsave [{LOG + 8}]", options, 13)
+
+
+@WAYS
+def test_sse_raises_no_floating_point_exceptions(options: NativeOptions | BtOptions) -> None:
+    """A division by zero that MXCSR does not mask goes on with infinity, where hardware raises #XM; reserved bits of MXCSR are taken."""
+    divided = f"push 0x1d80; ldmxcsr [esp]; mov dword ptr [{LOG + 4}],0x3f800000; movss xmm1,[{LOG + 4}]; xorps xmm0,xmm0; divss xmm1,xmm0"
+    assert not raised(f"{_OS_SSE}; {divided}", options, 6, 19)
+    assert not raised(f"{_OS_SSE}; push 0xffffffff; ldmxcsr [esp]", options, 13)
+
+
+@WAYS
+def test_the_x87_stack_overflows_silently(options: NativeOptions | BtOptions) -> None:
+    """Nine loads onto an x87 stack of eight set no flag of the status word, where hardware sets IE, SF and C1."""
+    vm = flat_vm(small_kernel(f"fninit; {'fld1; ' * 9} fnstsw ax; mov [{LOG}],eax; {FINISH}"), options=options)
+    finish(vm)
+    assert words(vm, LOG, 1)[0] & 0x241 == 0
+
+
+@WAYS
+def test_x87_remainders_have_the_precision_of_a_double(options: NativeOptions | BtOptions) -> None:
+    """FPREM of -1E300 by pi loses all digits; it is -1.365..."""
+    code = f"fninit; fldpi; fld qword ptr [{LOG + 16}]; l: fprem; fnstsw ax; sahf; jp l; fstp qword ptr [{LOG}]; {FINISH}"
+    vm = flat_vm(small_kernel(code) | {LOG + 16: struct.pack("<d", -1e300)}, options=options)
+    finish(vm)
+    assert words(vm, LOG, 2) == [0, 0]
+
+
+@WAYS
+def test_pusha_begins_with_its_lowest_word(options: NativeOptions | BtOptions) -> None:
+    """PUSHA over the end of a page: CR2 names the lowest word of those that do not fit, where hardware, which pushes EAX first, names the highest."""
+    handler = f"mov eax,cr2; mov [{LOG}],eax; {FINISH}"
+    vm = flat_vm(small_kernel(TO_USER, user=f"mov esp,{USER + 0x10010}; pushad", handlers={14: handler}), options=options)
+    finish(vm)
+    assert words(vm, LOG, 1) == [USER + 0x10000]
