@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.guests.dialogue import Step, talk_to_process
-from tests.guests.initrd import READY, make_initrd
 from tests.guests.linux import MEMORY_MIB, OLD_PC, TIMEOUT, boot
 from tests.guests.test_qemu import QEMU
 from tests.require import require, require_file
 from tools.fetch_guests import guest
+from tools.initrd import READY, make_initrd
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions
