@@ -108,10 +108,11 @@ class Translation:
     entry, as (linear address, slot of the next one in its table's chain). sites: linear address behind the trap instruction
     to site. slots: window offset of each outgoing slot to (guest EIP it leads to, linear address of the trap that it holds
     while that has no translation). source: what it was made of, as (gfn, offset in the frame, bytes). incoming: slots that
-    hold addresses in it. keys: its keys in the cache's table. alive: False from invalidation to revival. single: for one
-    instruction only, not looked up. counters: guest EIP of the head of each counted run of instructions to the window offset
-    of its counter; empty when nothing is counted. left: where a budget is kept, for each map entry how many instructions have
-    been taken off it that are not done there (ITERATIONS: as many as ECX says, and one); empty without a budget.
+    hold addresses in it, but for the time of a nap. keys: its keys in the cache's table. alive: False from invalidation to
+    revival, and during a nap. single: for one instruction only, not looked up. counters: guest EIP of the head of each
+    counted run of instructions to the window offset of its counter; empty when nothing is counted. left: where a budget is
+    kept, for each map entry how many instructions have been taken off it that are not done there (ITERATIONS: as many as ECX
+    says, and one); empty without a budget.
     """
 
     block: Block

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bt.block import MIDWAY, Block, Mode, Site, SiteKind, Translation
 from bt.emit import MISS, TRAP, Emitter, Options
@@ -19,6 +20,19 @@ _LONGEST_CHAIN = 8  # checked entries behind one table slot before the rest is f
 _ALIGN = 16
 
 Source = list[tuple[int, int, bytes]]  # what a translation was made of: (gfn, offset in the frame, bytes)
+
+
+@dataclass(slots=True, eq=False)
+class _Gate:
+    """All that leads into the code of one guest page from elsewhere.
+
+    addresses: the linear page numbers that the translations were made for. words: words of the window, what they hold while the page is awake,
+    and what while it naps.
+    """
+
+    translations: list[Translation]
+    addresses: set[int]
+    words: list[tuple[int, int, int]]
 
 
 class CacheFull(Exception):
@@ -51,8 +65,11 @@ class TranslationCache:
         self.careful_modes: dict[tuple[int, bool, int, bool], Mode] = {}
         self.pages: dict[int, set[Translation]] = {}  # gfn -> live translations made of it
         self.asleep: dict[int, list[Translation]] = {}  # key of the entry -> invalidated translations that may be revived
+        self.gates: dict[int, _Gate] = {}  # gfn -> what its page can be put to sleep by, as long as nothing is linked anew
+        self.napping: dict[int, _Gate] = {}  # gfn -> by what that was done
         self.singles: dict[int, Translation] = {}
-        self.buckets: dict[int, list[tuple[int, int, int]]] = {}  # table word -> (guest, checked entry, slot of the next)
+        self.stubs: dict[int, Translation] = {}  # key -> the checked entry of an address that has none in its translation
+        self.buckets: dict[int, list[tuple[int, int, int, Translation]]] = {}  # table word -> (guest, checked entry, slot of the next, made by)
         self.slot_traps: dict[int, int] = {}  # slot -> what it holds while its target has no translation
         self.next_slot = SLOTS
         self.next_code = CODE
@@ -101,13 +118,18 @@ class TranslationCache:
     def lookup(self, eip: int, mode: Mode, gfn: int | None = None) -> int | None:
         """Linear address of the translation of `eip`. gfn: the page it lies in, to look inside blocks for it as well."""
         key = mode.index << 32 | eip
-        address = self.table.get(key)
+        address = self._known(key)
         if address is None and gfn is not None:
             for translation in self.pages.get(gfn, ()):
-                if translation.mode is mode and (address := translation.find(eip)) is not None:
+                if translation.mode is mode and translation.alive and (address := translation.find(eip)) is not None:
                     self._enter(key, address, translation)
                     break
         return address
+
+    def _known(self, key: int) -> int | None:
+        """What the table has for a key, unless that naps."""
+        address = self.table.get(key)
+        return address if address is not None and self.owners[key].alive else None
 
     def starting_at(self, address: int) -> Translation:
         """The translation whose code begins at a linear address, where one does."""
@@ -189,6 +211,7 @@ class TranslationCache:
         """Enters a translation into the tables, protects its pages, and links what can be linked."""
         mode = translation.mode
         for gfn, _, _ in translation.source:
+            self.gates.pop(gfn, None)
             page = self.pages.get(gfn)
             if page is None:
                 page = self.pages[gfn] = set()
@@ -201,7 +224,7 @@ class TranslationCache:
         for slot, (target, _) in translation.slots.items():
             self.link(slot, target, mode)
         for guest, (checked, slot) in translation.returns.items():
-            self.add_return(guest, checked, slot, mode)
+            self.add_return(guest, checked, slot, translation)
 
     def _enter(self, key: int, address: int, translation: Translation) -> None:
         self.table[key] = address
@@ -213,37 +236,48 @@ class TranslationCache:
     def link(self, slot: int, target: int, mode: Mode) -> None:
         """Lets a slot lead to the translation of `target`, if there is one."""
         key = mode.index << 32 | target
-        address = self.table.get(key)
-        if address is not None:
+        address = self._known(key)
+        if address is not None and address != self.words[slot // 4]:
             self.words[slot // 4] = address
-            self.owners[key].incoming.add(slot)
+            owner = self.owners[key]
+            owner.incoming.add(slot)
+            for gfn, _, _ in owner.source:
+                self.gates.pop(gfn, None)
 
     def link_return(self, guest: int, mode: Mode) -> None:
         """Makes returns and indirect jumps to `guest` find its translation, which exists."""
-        table_word = (RETURNS + mode.index * RETURNS_SIZE) // 4 + (guest & 0xFFFF)
-        if any(known == guest for known, _, _ in self.buckets.get(table_word, ())):
+        if any(known == guest for known, _, _, _ in self.buckets.get(_table_word(guest, mode), ())):
             return
-        owner = self.owners[mode.index << 32 | guest]
-        if guest in owner.returns:
-            checked, slot = owner.returns[guest]
-        else:
+        key = mode.index << 32 | guest
+        owner = self.owners[key]
+        maker = owner if guest in owner.returns else self._stub(key, guest, mode)
+        self.add_return(guest, *maker.returns[guest], maker)
+
+    def _stub(self, key: int, guest: int, mode: Mode) -> Translation:
+        """The stub of an address: made once, since entries of translations that come and go may take its place."""
+        stub = self.stubs.get(key)
+        if stub is None:
             stub = self._emitter(Block(guest, [], []), mode).translate_entry(guest)
             self._place(stub)
-            for out, (target, _) in stub.slots.items():
-                self.link(out, target, mode)
-            checked, slot = stub.returns[guest]
-        self.add_return(guest, checked, slot, mode)
+            self.stubs[key] = stub
+        for out, (target, _) in stub.slots.items():
+            self.link(out, target, mode)
+        return stub
 
-    def add_return(self, guest: int, checked: int, slot: int, mode: Mode) -> None:
+    def add_return(self, guest: int, checked: int, slot: int, maker: Translation) -> None:
         """Puts a checked entry in front of its chain."""
-        table_word = (RETURNS + mode.index * RETURNS_SIZE) // 4 + (guest & 0xFFFF)
+        table_word = _table_word(guest, maker.mode)
         chain = [entry for entry in self.buckets.get(table_word, ()) if entry[0] != guest][: _LONGEST_CHAIN - 1]
-        self._set_bucket(table_word, [(guest, checked, slot), *chain])
+        self._set_bucket(table_word, [(guest, checked, slot, maker), *chain])
 
-    def _set_bucket(self, table_word: int, chain: list[tuple[int, int, int]]) -> None:
-        self.buckets[table_word] = chain
+    def _set_bucket(self, table_word: int, chain: list[tuple[int, int, int, Translation]]) -> None:
+        """Entries of translations that nap are left out: they come back at the end of the nap, since the gate is forgotten."""
+        for _, _, _, maker in (*self.buckets.get(table_word, ()), *chain):
+            for gfn, _, _ in maker.source:
+                self.gates.pop(gfn, None)
+        self.buckets[table_word] = chain = [entry for entry in chain if entry[3].alive]
         onward = self.miss
-        for _, checked, slot in reversed(chain):
+        for _, checked, slot, _ in reversed(chain):
             self.words[slot // 4] = onward
             onward = checked
         self.words[table_word] = onward
@@ -252,6 +286,7 @@ class TranslationCache:
 
     def invalidate(self, gfn: int) -> None:
         """Takes every translation made of a guest page out of use; they sleep until they are revived or the cache is flushed."""
+        self.napping.pop(gfn, None)
         for translation in self.pages.pop(gfn, ()):
             self._kill(translation, gfn)
 
@@ -266,9 +301,65 @@ class TranslationCache:
             self.words[slot // 4] = self.slot_traps[slot]
         translation.incoming.clear()
         for guest in translation.returns:
-            table_word = (RETURNS + translation.mode.index * RETURNS_SIZE) // 4 + (guest & 0xFFFF)
-            self._set_bucket(table_word, [entry for entry in self.buckets.get(table_word, ()) if entry[0] != guest])
+            table_word = _table_word(guest, translation.mode)
+            self._set_bucket(table_word, [entry for entry in self.buckets.get(table_word, ()) if entry[3] is not translation])
         for other, _, _ in translation.source:
+            self.gates.pop(other, None)
             if other != gfn and translation in self.pages.get(other, ()):
                 self.pages[other].discard(translation)
         self.asleep.setdefault(translation.mode.index << 32 | translation.block.entry, []).append(translation)
+
+    # -- naps ----------------------------------------------------------------------------------------------------------------
+
+    def nap(self, gfn: int, address: int) -> None:
+        """Takes the translations made of a guest page for one linear page number out of use until `wake`, at the price of a store for each way
+        into it: for a page that may well say the same, but must not be executed unnoticed. If it has others, all are invalidated."""
+        gate = self.gates.get(gfn)
+        if gate is None:
+            gate = self.gates[gfn] = self._make_gate(gfn)
+        if gate.addresses != {address}:
+            self.invalidate(gfn)
+            return
+        words = self.words
+        for at, _, closed in gate.words:
+            words[at] = closed
+        for translation in gate.translations:
+            translation.alive = False
+        self.napping[gfn] = gate
+
+    def wake(self, gfn: int, address: int) -> None:
+        """The end of a nap, unless `invalidate` was."""
+        gate = self.napping.get(gfn)
+        if gate is None or gate.addresses != {address}:
+            return
+        del self.napping[gfn]
+        for translation in gate.translations:
+            translation.alive = True
+        if self.gates.get(gfn) is gate:
+            words = self.words
+            for at, opened, _ in gate.words:
+                words[at] = opened
+            return
+        for translation in gate.translations:  # something has been linked in between; slots are linked again as they are found closed
+            for guest, (checked, slot) in translation.returns.items():
+                self.add_return(guest, checked, slot, translation)
+
+    def _make_gate(self, gfn: int) -> _Gate:
+        """Chains of checked entries that other pages share are left by this page's, which are put back as they are missed."""
+        here = self.pages.get(gfn, set())
+        for translation in [t for t in here if len(t.source) > 1]:
+            self._kill(translation, -1)
+        own = {slot for translation in here for slot in translation.slots}
+        ways = [(slot // 4, self.words[slot // 4], self.slot_traps[slot]) for t in here for slot in t.incoming if slot not in own]
+        for table_word in {_table_word(guest, t.mode) for t in here for guest in t.returns}:
+            chain = self.buckets.get(table_word, ())
+            if all(maker in here for _, _, _, maker in chain):
+                ways.append((table_word, self.words[table_word], self.miss))
+            else:
+                self._set_bucket(table_word, [entry for entry in chain if entry[3] not in here])
+        return _Gate(list(here), {t.mode.cs_base + t.block.entry >> 12 & 0xFFFFF for t in here}, ways)
+
+
+def _table_word(guest: int, mode: Mode) -> int:
+    """The word of a mode's table of checked entries where the chain of an address begins."""
+    return (RETURNS + mode.index * RETURNS_SIZE) // 4 + (guest & 0xFFFF)

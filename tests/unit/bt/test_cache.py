@@ -37,7 +37,7 @@ class Cache:
         """The chain of guest addresses that an indirect jump to `guest` is compared with."""
         cache = self.cache
         at = cache.words[(RETURNS + self.mode.index * RETURNS_SIZE) // 4 + (guest & 0xFFFF)]
-        onward = {checked: (known, slot) for chain in cache.buckets.values() for known, checked, slot in chain}
+        onward = {checked: (known, slot) for chain in cache.buckets.values() for known, checked, slot, _ in chain}
         found = []
         while at != cache.miss:
             known, slot = onward[at]
@@ -112,6 +112,82 @@ def test_a_place_that_nothing_returns_to_gets_an_entry() -> None:
     held.cache.revive(PAGE, held.mode, lambda source: source)
     held.cache.link_return(PAGE, held.mode)
     assert held.returns_to(PAGE)[:1] == [PAGE]
+
+
+def test_entries_are_made_once() -> None:
+    """However often a translation that makes one itself comes and goes, the stub of an address stays the same."""
+    held = Cache()
+    held.install(PAGE, "40c3")
+    for n in range(3):
+        held.cache.link_return(PAGE, held.mode)
+        assert held.returns_to(PAGE) == [PAGE]
+        stubs = len(held.cache.translations) - n
+        held.install(PAGE - 5, "e80000000040c3", gfn=GFN + 1)  # a call that comes back to PAGE
+        held.cache.invalidate(GFN + 1)
+        assert held.returns_to(PAGE) == [] and stubs == 3  # with that of the miss
+
+
+class Napper(Cache):
+    """Two pages: code of PAGE, which naps, and of a page behind it that jumps there, calls from there, and is jumped to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = self.install(PAGE, "e800000000e9f60f0000")  # call PAGE+5; jmp PAGE+0x1000
+        self.outer = self.install(PAGE + 0x1000, "e9fbefffff", gfn=8)  # jmp PAGE
+
+    def ways_in(self) -> tuple[bool, bool, bool]:
+        """Whether the page is reached by the other's jump, by a return, and by the table."""
+        return (
+            self.slot(PAGE + 0x1000, PAGE) == self.inner,
+            PAGE + 5 in self.returns_to(PAGE + 5),
+            self.cache.lookup(PAGE, self.mode) is not None,
+        )
+
+
+def test_a_nap_closes_all_ways_into_a_page() -> None:
+    """And its end opens them again, as often as it happens; the page's own ways out stay."""
+    held = Napper()
+    out = held.slot(PAGE, PAGE + 0x1000)
+    for _ in range(3):
+        assert held.ways_in() == (True, True, True)
+        held.cache.nap(GFN, PAGE >> 12)
+        assert held.ways_in() == (False, False, False)
+        held.cache.wake(GFN, PAGE >> 12)
+        assert held.slot(PAGE, PAGE + 0x1000) == out
+    assert not held.cache.invalidated
+
+
+def test_what_is_linked_during_a_nap_does_not_open_the_page() -> None:
+    """Neither a jump, nor a return to an address of the same low half; afterwards the return is found, and the jump can be linked."""
+    held = Napper()
+    held.cache.nap(GFN, PAGE >> 12)
+    held.install(PAGE + 0x10000, "e800000000e9f60ffeff", gfn=9)  # call; jmp PAGE+0x1000
+    held.install(PAGE + 0x2000, "e9fbdfffff", gfn=10)  # jmp PAGE
+    assert held.ways_in() == (False, False, False)
+    assert held.slot(PAGE + 0x2000, PAGE) != held.inner
+    assert held.returns_to(PAGE + 5) == [PAGE + 0x10005]
+    held.cache.wake(GFN, PAGE >> 12)
+    assert held.ways_in()[1:] == (True, True)
+    assert set(held.returns_to(PAGE + 5)) == {PAGE + 5, PAGE + 0x10005}
+    held.cache.nap(GFN, PAGE >> 12)
+    assert held.returns_to(PAGE + 5) == [PAGE + 0x10005]
+
+
+def test_a_nap_ends_with_invalidation() -> None:
+    """A page that is written during its nap is not woken; nor is one by another of its addresses, and one with two of them does not nap at all."""
+    held = Napper()
+    held.cache.nap(GFN, PAGE >> 12)
+    held.cache.wake(GFN, PAGE + 0x1000 >> 12)
+    assert held.ways_in() == (False, False, False)
+    held.cache.invalidate(GFN)
+    held.cache.wake(GFN, PAGE >> 12)
+    assert held.ways_in() == (False, False, False)
+    held.cache.revive(PAGE, held.mode, lambda source: source)
+    assert held.ways_in()[1:] == (True, True)
+    held.install(PAGE + 0x4000, "40c3")
+    held.cache.nap(GFN, PAGE >> 12)
+    held.cache.wake(GFN, PAGE >> 12)
+    assert held.ways_in() == (False, False, False) and held.cache.lookup(PAGE + 0x4000, held.mode) is None
 
 
 def test_invalidation_and_revival() -> None:

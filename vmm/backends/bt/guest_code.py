@@ -46,7 +46,8 @@ class _Region:
 class GuestCode:
     """The translations of one VM's kernel code, or, `user`, of its user code, which is fetched with the user's rights.
 
-    pages: linear page number to the gfn that translations of it were made from; regions has them by their leaf tables. opened: whether code
+    pages: linear page number to the gfn that translations of it were made from; regions has them by their leaf tables. naps: linear page number
+    to the gfn whose translations nap until the page is executed again. opened: whether code
     was invalidated by a write since that was last looked at. placed: whether the window lies anywhere yet.
     """
 
@@ -66,6 +67,7 @@ class GuestCode:
         self.start = self.window.base + CODE_OFFSET  # linear address of the cache's first byte of code
         self.pages: dict[int, int] = {}
         self.regions: dict[int, _Region] = {}
+        self.naps: dict[int, int] = {}
         self.opened = self.placed = False
         self._tolerated = Use.FREE  # what the guest may have in the window's place
 
@@ -143,9 +145,9 @@ class GuestCode:
             return self.cache.miss
         page = linear >> 12
         self._enter_page(page, gfn)
-        revived = self.cache.revive(eip, mode, lambda source: self._same(source, page))
-        if revived is not None:
-            return revived
+        known = self.cache.lookup(eip, mode) or self.cache.revive(eip, mode, lambda source: self._same(source, page))
+        if known is not None:
+            return known
         start = eip - (linear & 0xFFF)
         code = vm.memory.read(gfn << 12, 4096)
         block = discover(code, start, 4096, eip, mode=mode, timed=self._timed)
@@ -172,6 +174,11 @@ class GuestCode:
             if not region.pages:
                 self._note_leaf(page >> 9, region)
             region.pages.add(page)
+            slept = self.naps.pop(page, None)
+            if slept == gfn:
+                self.cache.wake(gfn, page)
+            elif slept is not None:
+                self.cache.invalidate(slept)
 
     def _same(self, source: Source, page: int) -> Source | None:
         """What a translation that began in `page` would be made of now, if that is the same code; it may lie in other frames."""
@@ -215,13 +222,14 @@ class GuestCode:
             self.cache.invalidate(gfn)
 
     def verify(self, page: int) -> None:
-        """Whether the linear page still leads to the frame that translations were made of, and its accessed bits are set; if not, they go to sleep.
+        """Whether the linear page still leads to the frame that translations were made of, and its accessed bits are set; if not, they nap.
 
         The frame stays protected, since it may hold code of the other mode too: the next write finds out.
         """
         gfn = self.pages[page]
         if self.mmu.look(page << 12, self.user) != gfn:
-            self.cache.invalidate(gfn)
+            self.cache.nap(gfn, page)
+            self.naps[page] = gfn
             del self.pages[page]
             self.regions[page >> 9].pages.discard(page)
 
@@ -235,6 +243,7 @@ class GuestCode:
         """Frames stay protected until they are written, since they may hold code of the other mode too."""
         self.pages.clear()
         self.regions.clear()
+        self.naps.clear()
         self.vm.machine.flush_code()
 
     def _use(self, region: int) -> Use:
