@@ -24,7 +24,7 @@ MEMORY_MIB = 64
 TIMEOUT = 120.0
 SEABIOS, GRUB = Path("/usr/share/seabios"), Path("/usr/lib/grub/i386-pc")
 SECTOR = 512
-ESCAPES = re.compile(r"\x1b(?:c|\[[0-9;?]*[a-zA-Z])")
+MOVES = re.compile(r"\x1b(?:c|\[[0-9;?]*[a-zA-Z])|\r")
 
 
 class Screen(Dialogue):
@@ -35,7 +35,7 @@ class Screen(Dialogue):
         self.begun = b""
 
     def write(self, data: bytes) -> None:
-        text = ESCAPES.sub("", (self.begun + data).decode("latin-1"))
+        text = MOVES.sub("", (self.begun + data).decode("latin-1"))
         text, escape, rest = text.partition("\x1b")  # one that has not all come yet
         self.begun = (escape + rest).encode("latin-1")
         if text:
@@ -104,7 +104,7 @@ def test_the_same_on_qemu(tmp_path: Path) -> None:
     command = [require("qemu-system-i386"), "-nographic", "-net", "none", "-drive", f"format=raw,file={boot_disk(tmp_path / 'disk')}"]
     command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=100, check=False)
-    text = ESCAPES.sub("", done.stdout.decode("latin-1"))
+    text = MOVES.sub("", done.stdout.decode("latin-1"))
     assert [line for line in text.splitlines() if line.strip() in BOOTED] == list(BOOTED), text
 
 
