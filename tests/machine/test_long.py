@@ -459,7 +459,7 @@ def test_what_does_not_exit() -> None:
 def _with_button(parts: dict[int, bytes], mmu: str = "nested") -> Vm:
     vm = flat_vm(parts, options=HwOptions(mmu=mmu))
     assert isinstance(vm.backend, Hardware)
-    vm.board.bus.attach_ports(0x99, 1, _Button(vm.backend.raise_nmi))
+    vm.board.bus.attach_ports(0x99, 1, _Button(vm.board.interrupts.raise_nmi))
     assert finish(vm) == 0
     return vm
 

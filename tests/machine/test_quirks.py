@@ -3,10 +3,11 @@
 import pytest
 
 from tests.machine.flat import FINISH, FLAT_CODE, FLAT_DATA, LGDT, USER_CODE, USER_DATA, finish, flat_vm, words
-from tests.machine.small_kernel import LOG, TO_USER, small_kernel
+from tests.machine.small_kernel import IDENTITY, LOG, TO_USER, small_kernel
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions
+from vmm.backends.native import NativeOptions
 from vmm.exits import End
 
 _GDT, _POINTER = 0x24000, 0x25000
@@ -46,6 +47,15 @@ def test_segments_are_not_checked_on_data_accesses(selector: int, access: str) -
         }
     )
     assert finish(vm) == 0
+
+
+@pytest.mark.parametrize("options", (BtOptions(), NativeOptions(), HwOptions(mmu="nested"), HwOptions(mmu="shadow")), ids=lambda how: how.backend)
+def test_non_maskable_interrupts_exist_in_guest_mode_only(options: Options) -> None:
+    """A guest sends itself one, by its local APIC, with interrupts off. In guest mode its handler runs at once; elsewhere the message gets lost."""
+    to_itself = f"mov dword ptr [{IDENTITY + 0xF80}],0xfee0001b; mov eax,cr3; mov cr3,eax; xor ecx,ecx; mov dword ptr [0x3e0300],0x400; jmp n; n: nop"
+    vm = flat_vm(small_kernel(f"{to_itself}; mov [{LOG}],ecx; {FINISH}; l: jmp l", handlers={2: "inc ecx; .byte 0xcf"}), options=options)
+    assert finish(vm) == 0
+    assert words(vm, LOG, 1) == [int(isinstance(options, HwOptions))]
 
 
 def test_x87_exceptions_wait_for_wait() -> None:

@@ -18,14 +18,18 @@ TIMER_PIN = 2
 
 
 class Interrupts:
-    """All interrupt controllers of a one-CPU PC. Every change of `pending()` calls `changed`."""
+    """All interrupt controllers of a one-CPU PC. Every change of `pending()` calls `changed`.
+
+    nmi: the CPU's NMI pin. A back-end that can deliver non-maskable interrupts puts itself there.
+    """
 
     def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
         self._tell = changed
+        self.nmi: Callable[[], None] = lambda: None
         self.asserted = False
         """What `pending()` returns, as an attribute for the hottest loops."""
         self.pics = PicPair(self._set_pic_output)
-        self.lapic = LocalApic(clock, self._update, self._end_of_interrupt, apic_id=LOCAL_APIC_ID)
+        self.lapic = LocalApic(clock, self._update, self._end_of_interrupt, lambda: self.nmi(), apic_id=LOCAL_APIC_ID)
         self.ioapic = IoApic(self.lapic.receive, apic_id=IO_APIC_ID)
 
     def pending(self) -> bool:
@@ -40,6 +44,10 @@ class Interrupts:
         if self.lapic.interrupting or not self.lapic.takes_extint():
             return self.lapic.acknowledge()
         return self.pics.acknowledge()
+
+    def raise_nmi(self) -> None:
+        """A pulse on the board's NMI line: it reaches the CPU as the local APIC's LINT1 says."""
+        self.lapic.pulse_lint1()
 
     def line(self, irq: int) -> Callable[[bool], None]:
         """The setter of ISA line `irq` (0 to 15) for the device that drives it."""

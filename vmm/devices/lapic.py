@@ -2,7 +2,7 @@
 
 Knows vectors, priorities and the local vector table. Must not know the 8259 pair nor the I/O APIC: it is sent messages and
 told the level of its LINT0 pin. Source: SDM 3A chapter 11 "Advanced Programmable Interrupt Controller (APIC)".
-There is one CPU, so messages for others reach nobody; NMI, SMI, INIT and start-up messages for this one are dropped.
+There is one CPU, so messages for others reach nobody; SMI, INIT and start-up messages for this one are dropped.
 """
 
 import struct
@@ -39,11 +39,20 @@ class LocalApic:
     The timer counts bus clocks of one nanosecond, as on QEMU.
     """
 
-    def __init__(self, clock: Clock, changed: Callable[[], None], end_of_interrupt: Callable[[int], None], *, apic_id: int = 0) -> None:
-        """`end_of_interrupt(vector)` is the EOI message that level-triggered interrupts send to the I/O APIC."""
+    def __init__(
+        self,
+        clock: Clock,
+        changed: Callable[[], None],
+        end_of_interrupt: Callable[[int], None],
+        nmi: Callable[[], None] = lambda: None,
+        *,
+        apic_id: int = 0,
+    ) -> None:
+        """`end_of_interrupt(vector)` is the EOI message that level-triggered interrupts send to the I/O APIC; `nmi` is the CPU's NMI pin."""
         self._clock = clock
         self._changed = changed
         self._end_of_interrupt = end_of_interrupt
+        self._nmi = nmi
         self.registers = [0] * 64
         """The registers that are no more than stored values, by offset / 16."""
         self.irr = self.isr = self.tmr = 0
@@ -66,16 +75,30 @@ class LocalApic:
         return not self.registers[SVR] & ENABLED or self.registers[LVT_LINT0] & (MASKED | 0x700) == EXTINT << 8
 
     def set_lint0(self, level: bool) -> None:
-        """The level of the LINT0 pin; matters only while the pin is programmed as a fixed interrupt."""
+        """The level of the LINT0 pin; matters only while the pin is programmed as a fixed interrupt or an NMI."""
         rose = level and not self.lint0_level
         self.lint0_level = level
-        entry = self.registers[LVT_LINT0]
-        if rose and not entry & MASKED and entry >> 8 & 7 == FIXED:
-            self._accept(entry & 0xFF, level=False)
+        if rose:
+            self._pin(self.registers[LVT_LINT0])
+
+    def pulse_lint1(self) -> None:
+        """A pulse on the LINT1 pin, where a PC has its NMI line."""
+        self._pin(self.registers[LVT_LINT1])
+
+    def _pin(self, entry: int) -> None:
+        if not entry & MASKED:
+            mode = entry >> 8 & 7
+            if mode == FIXED:
+                self._accept(entry & 0xFF, level=False)
+            elif mode == NMI:
+                self._nmi()
 
     def receive(self, destination: int, logical: bool, mode: int, vector: int, level: bool) -> bool:
         """An interrupt message (SDM 3A 11.6.2 "Determining IPI Destination"); True when it was for this CPU and was taken."""
-        if not self._is_addressed(destination, logical) or mode not in (FIXED, LOWEST_PRIORITY):
+        if not self._is_addressed(destination, logical) or mode not in (FIXED, LOWEST_PRIORITY, NMI):
+            return False
+        if mode == NMI:  # edge-triggered, and its vector means nothing
+            self._nmi()
             return False
         return self._accept(vector, level)
 
@@ -202,12 +225,15 @@ class LocalApic:
         """SDM 3A 11.6.1 "Interrupt Command Register (ICR)". Delivery is instant, so the delivery status never shows."""
         self.registers[ICR_LOW] = value & 0xCCFFF
         shorthand, mode, vector = value >> 18 & 3, value >> 8 & 7, value & 0xFF
-        if shorthand == 3 or mode not in (FIXED, LOWEST_PRIORITY):
+        if shorthand == 3 or mode not in (FIXED, LOWEST_PRIORITY, NMI):
             return
-        if vector < 16:
+        if vector < 16 and mode != NMI:
             self._error(SENT_ILLEGAL_VECTOR)
         elif shorthand or self._is_addressed(self.registers[ICR_HIGH] >> 24, bool(value & 0x800)):
-            self._accept(vector, level=False)
+            if mode == NMI:
+                self._nmi()
+            else:
+                self._accept(vector, level=False)
 
     # The timer: `timer_start` is when the count was the initial count, so that nothing drifts and reading costs no state.
 

@@ -52,7 +52,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 FIELDS: Mapping[type, Fields] = {
-    Interrupts: Fields(plain=("asserted",), parts=("pics", "lapic", "ioapic"), wires=("_tell",)),
+    Interrupts: Fields(plain=("asserted",), parts=("pics", "lapic", "ioapic"), wires=("_tell", "nmi")),
     PicPair: Fields(parts=("master", "slave")),
     Pic: Fields(
         plain=_words(
@@ -65,7 +65,7 @@ FIELDS: Mapping[type, Fields] = {
     LocalApic: Fields(
         plain=_words("registers irr isr tmr errors lint0_level timer_start interrupting"),
         alarms={"timer_alarm": "_expire"},
-        wires=_words("_clock _changed _end_of_interrupt"),
+        wires=_words("_clock _changed _end_of_interrupt _nmi"),
     ),
     LapicPage: Fields(parts=("lapic",), wires=_words("words memory mmu hfn at unread"), restored=True),
     IoApic: Fields(plain=_words("id index lines table"), wires=("_send",)),

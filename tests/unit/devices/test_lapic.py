@@ -23,7 +23,11 @@ class Bench:
         self.clock = Clock(lambda: self.time)
         self.changes = 0
         self.eois: list[int] = []
-        self.apic = LocalApic(self.clock, self.changed, self.eois.append)
+        self.nmis = 0
+        self.apic = LocalApic(self.clock, self.changed, self.eois.append, self.nmi)
+
+    def nmi(self) -> None:
+        self.nmis += 1
 
     def changed(self) -> None:
         self.changes += 1
@@ -184,6 +188,29 @@ def test_lint0(bench: Bench) -> None:
     assert bench.apic.acknowledge() == 0x41
     bench.write(EOI, 0)
     assert not bench.apic.interrupting
+
+
+def test_non_maskable_interrupts(bench: Bench) -> None:
+    """By a message of any vector, to oneself by destination or shorthand, by either pin set up for it: to the CPU's NMI pin, and into no register."""
+    assert not bench.apic.receive(0, False, 4, 0, False)
+    bench.apic.receive(5, False, 4, 0, False)  # somebody else
+    assert bench.nmis == 1
+    for low, count in ((0x400, 2), (0x80400, 3), (0xC0400, 3)):
+        bench.write(ICR_LOW, low)
+        assert bench.nmis == count
+    bench.apic.pulse_lint1()
+    bench.write(LINT1, MASKED | 0x400)
+    bench.apic.pulse_lint1()
+    bench.write(LINT1, 0x42)
+    bench.apic.pulse_lint1()
+    assert (bench.nmis, bench.apic.acknowledge()) == (4, 0x42)
+    bench.write(LINT0, 0x400)
+    bench.apic.set_lint0(True)
+    bench.apic.set_lint0(True)
+    bench.write(SVR, 0xFF)  # software-disabled, an APIC still takes such messages; its pins are masked
+    bench.write(ICR_LOW, 0x400)
+    bench.apic.pulse_lint1()
+    assert (bench.nmis, bench.read(ESR)) == (6, 0)
 
 
 def test_self_ipi(bench: Bench) -> None:

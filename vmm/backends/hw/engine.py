@@ -118,6 +118,7 @@ class Hardware:
         if self.vm.lapic_page is not None:
             self.vm.lapic_page.unread = lambda: self.shadow is None and LAPIC not in self.nested.lent
         self.vm.monitor.inject = self._inject
+        self.vm.board.interrupts.nmi = self.raise_nmi
         values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
         for at, value in zip(GENERAL, values, strict=True):
             state[at], state[at + 1] = value, 0
