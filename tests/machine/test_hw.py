@@ -299,3 +299,28 @@ def test_an_instruction_that_exits_again_and_again_is_looked_at_anew_when_it_cha
     vm = run(parts)
     assert words(vm, LOG, 1) == [4]
     assert vm.stats.architectural["cpuid"] == 8
+
+
+_A20_SEEN = (0x11, 0x33, 0x55, 0x22, 0x44)
+
+
+def test_the_a20_gate() -> None:
+    """While it is closed, by port 92h or the 8042, every odd MiB is the even one below it, for devices and code too; then it is what it was."""
+    wrap = f"""
+        mov byte ptr [0x500],0x11; mov byte ptr [0x100500],0x22; mov byte ptr [0x300500],0x44
+        in al,0x92; and al,0xfd; out 0x92,al
+        mov al,[0x100500]; mov [{LOG}],al
+        mov byte ptr [0x300500],0x33; mov al,[0x200500]; mov [{LOG + 1}],al
+        mov al,0xd1; out 0x64,al; mov al,0xdf; out 0x60,al
+        mov al,0xd1; out 0x64,al; mov al,0xdd; out 0x60,al
+        mov byte ptr [0x30600],0x55; mov al,[0x130600]; mov [{LOG + 2}],al
+        mov eax,0x120800; call eax
+        mov eax,[0xfee00030]; mov ebx,[0xfef00030]; cmp eax,ebx; jne bad
+        mov al,0xd1; out 0x64,al; mov al,0xdf; out 0x60,al
+        mov al,[0x100500]; mov [{LOG + 3}],al; mov al,[0x300500]; mov [{LOG + 4}],al
+        {FINISH}; l: jmp l; bad: mov al,1; out 0xf4,al
+    """
+    parts = {ENTRY: "mov esp,0x8000; mov eax,0x20000; jmp eax", 0x20000: wrap, 0x20800: "ret", 0x120800: "mov al,2; out 0xf4,al"}
+    vm = flat_vm(parts, options=HwOptions())
+    assert finish(vm) == 0
+    assert tuple(vm.memory.read(LOG, 5)) == _A20_SEEN

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.machine.flat import FINISH, FLAT_CODE, FLAT_DATA, LGDT, USER_CODE, USER_DATA, finish, flat_vm, words
+from tests.machine.flat import ENTRY, FINISH, FLAT_CODE, FLAT_DATA, LGDT, USER_CODE, USER_DATA, finish, flat_vm, words
 from tests.machine.small_kernel import IDENTITY, LOG, TO_USER, small_kernel
 from vmm.backends import Options
 from vmm.backends.bt import BtOptions
@@ -56,6 +56,15 @@ def test_non_maskable_interrupts_exist_in_guest_mode_only(options: Options) -> N
     vm = flat_vm(small_kernel(f"{to_itself}; mov [{LOG}],ecx; {FINISH}; l: jmp l", handlers={2: "inc ecx; .byte 0xcf"}), options=options)
     assert finish(vm) == 0
     assert words(vm, LOG, 1) == [int(isinstance(options, HwOptions))]
+
+
+@pytest.mark.parametrize("options", (BtOptions(), NativeOptions(), HwOptions(mmu="nested")), ids=lambda how: how.backend)
+def test_the_a20_gate_counts_under_nested_paging_only(options: Options) -> None:
+    """It reads back as it was set; that addresses wrap at 1 MiB is to be seen under nested paging alone."""
+    look = f"mov byte ptr [0x500],1; mov byte ptr [0x100500],2; mov al,0; out 0x92,al; in al,0x92; mov ah,[0x100500]; mov [{LOG}],ax; {FINISH}"
+    vm = flat_vm({ENTRY: "mov eax,0x20000; jmp eax", 0x20000: look}, options=options)
+    assert finish(vm) == 0
+    assert tuple(vm.memory.read(LOG, 2)) == (0, 1 if isinstance(options, HwOptions) else 2)
 
 
 def test_x87_exceptions_wait_for_wait() -> None:

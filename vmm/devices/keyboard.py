@@ -163,7 +163,7 @@ class Keyboard:
         elif command < 0x80:
             self.ram[command & 0x1F] = value
         elif command == 0xD1:
-            self._a20.enabled = bool(value & 2)
+            self._a20.set(bool(value & 2))
             if not value & 1:
                 self._reset()
         elif command == 0xD4:

@@ -1,11 +1,10 @@
 """The PC's two system control ports: B (61h: timer 2 gate, speaker, refresh toggle) and A (92h: A20 and fast reset), and the A20 gate.
 
-Knows those bits. Must not know memory: that the address line 20 is never really forced to 0 is the machine's business.
+Knows those bits. Must not know memory: that address line 20 is forced to 0 is the machine's business.
 Source: 82371AB (PIIX4) data sheet, "NMI Status and Control Register" and "Port 92 Register".
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from vmm.clock import Clock
 from vmm.devices.pit import Pit
@@ -15,11 +14,22 @@ REFRESH_PERIOD = 15_085
 """Nanoseconds between two changes of the refresh toggle; old delay loops count them."""
 
 
-@dataclass(slots=True)
 class A20:
-    """The A20 gate, which the 8042 and port 92h both set. PC firmware leaves it open."""
+    """The A20 gate, which the 8042 and port 92h both set. PC firmware leaves it open. `changed` is called with every change."""
 
-    enabled: bool = True
+    def __init__(self) -> None:
+        self.enabled = True
+        self.changed: Callable[[], None] = lambda: None
+
+    def set(self, on: bool) -> None:
+        """Opens or closes it."""
+        if on != self.enabled:
+            self.enabled = on
+            self.changed()
+
+    def restored(self) -> None:
+        """Another state was put into it."""
+        self.changed()
 
 
 class PortB:
@@ -50,7 +60,7 @@ class PortA:
     def access(self, offset: int, size: int, value: int | None) -> int:
         if value is None:
             return self.control & ~2 | self._a20.enabled << 1
-        self._a20.enabled = bool(value & 2)
+        self._a20.set(bool(value & 2))
         fast_reset = value & 1 and not self.control & 1
         self.control = value & 0xFF
         if fast_reset:

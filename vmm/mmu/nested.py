@@ -15,6 +15,7 @@ from vmm.x86.bits import Pte
 _ALL = Pte.P | Pte.W | Pte.U | Pte.A | Pte.D  # this CPU sets no A and D in nested entries
 _READ_ONLY = _ALL & ~Pte.W
 _NOBODY = BUS >> 1  # where no device is: stands for all addresses that the bus does not have
+_A20 = 1 << 20  # of a guest-physical address
 _WIDTH = 48  # bits of guest-physical address that four levels translate
 
 
@@ -22,7 +23,7 @@ class NestedMmu:
     """The nested tables of one guest. root: their host-physical address. fills: faults that filled entries.
 
     on_write(gfn): called before a frame of code is opened for writing. lent: device pages that guests read without an exit, by gfn: the frame
-    that stands for each until it is written.
+    that stands for each until it is written. a20: whether the A20 gate is open; while it is not, every odd MiB is the even one below it.
     """
 
     def __init__(self, machine: Machine, memory: GuestMemory) -> None:
@@ -33,6 +34,7 @@ class NestedMmu:
         self.on_bus: set[int] = set()  # ROM that was written and not executed since: the bus answers for it
         self.dirty: set[int] | None = None  # frames written since `watch_writes`; None: nobody watches
         self.touched: set[int] | None = None  # frames accessed since `watch_accesses`; None: nobody watches
+        self.a20 = True
         self._filled = False
         self._tables: dict[tuple[int, int], int] = {}  # (level, gpa >> bits below it) -> hfn
         (self._top,) = machine.allocate(1)
@@ -47,7 +49,7 @@ class NestedMmu:
     def fault(self, gpa: int, write: bool) -> None:
         """A nested page fault: makes the entries of the 2 MiB around `gpa`, or opens the page that is written."""
         self.fills += 1
-        gpa &= (1 << _WIDTH) - 1
+        gpa &= (1 << _WIDTH) - 1 if self.a20 else (1 << _WIDTH) - 1 & ~_A20
         try:
             if gpa >> 12 in self.lent and write:
                 self.take_back(gpa >> 12)
@@ -55,7 +57,7 @@ class NestedMmu:
                 self._fill(gpa >> 21)
             elif self.touched is not None and not self.quads[(table << 9) + (gpa >> 12 & 511)] & Pte.P:
                 self.touched.add(gpa >> 12)
-                self.quads[(table << 9) + (gpa >> 12 & 511)] = self.memory.frames[gpa >> 12] << 12 | self._rights(gpa >> 12)
+                self._put(table, gpa >> 12, self.memory.frames[gpa >> 12] << 12 | self._rights(gpa >> 12))
             elif write:
                 self._written(gpa >> 12)
             else:
@@ -72,8 +74,8 @@ class NestedMmu:
 
     def _fill(self, region: int) -> None:
         first = region << 9
-        if first < self.memory.count or first | 511 in self.memory.rom:  # ROM outside RAM ends with the address space
-            self._fill_table(region)
+        if first < self.memory.count or first | 511 in self.memory.rom or not self.a20 and first < BUS >> 12:
+            self._fill_table(region)  # ROM outside RAM ends with the address space
         else:
             place = first << 12 if first < BUS >> 12 else _NOBODY
             self.quads[(self._table(1, region >> 9) << 9) + (region & 511)] = BUS + place | _ALL | Pte.PS
@@ -92,6 +94,22 @@ class NestedMmu:
         for gfn in memory.rom:
             if gfn >> 9 == region:
                 quads[at + (gfn & 511)] = self._rom_entry(gfn)
+        if not self.a20:
+            quads[at + 256 : at + 512] = quads[at : at + 256]
+
+    def _put(self, table: int, gfn: int, entry: int) -> None:
+        """Writes one page's entry."""
+        slot = (table << 9) + (gfn & 511)
+        if self.a20:
+            self.quads[slot] = entry
+        elif not slot & 256:
+            self.quads[slot] = self.quads[slot | 256] = entry
+
+    def set_a20(self, on: bool) -> None:
+        """The A20 gate was opened or closed."""
+        if on != self.a20:
+            self.a20 = on
+            self.forget()
 
     def _rom_entry(self, gfn: int) -> int:
         return BUS + (gfn << 12) | _ALL if gfn in self.on_bus else self.memory.rom[gfn] << 12 | _READ_ONLY
@@ -104,7 +122,7 @@ class NestedMmu:
         table = self._tables.get((0, gfn >> 9))
         if table is not None:
             entry = self._rom_entry(gfn) if gfn in self.memory.rom else self.memory.frames[gfn] << 12 | self._rights(gfn)
-            self.quads[(table << 9) + (gfn & 511)] = entry
+            self._put(table, gfn, entry)
             self.machine.flush_tlb()
 
     def _rights(self, gfn: int) -> int:
@@ -121,7 +139,7 @@ class NestedMmu:
         """A write to a page that is read-only below."""
         if gfn in self.memory.rom:
             self.on_bus.add(gfn)
-            self.quads[(self._tables[0, gfn >> 9] << 9) + (gfn & 511)] = self._rom_entry(gfn)
+            self._put(self._tables[0, gfn >> 9], gfn, self._rom_entry(gfn))
             self.machine.flush_tlb()
             return
         if self.dirty is not None:
@@ -133,13 +151,13 @@ class NestedMmu:
         """Lets the guest write a frame."""
         table = self._tables.get((0, gfn >> 9))
         if table is not None and gfn not in self.memory.rom:
-            self.quads[(table << 9) + (gfn & 511)] |= Pte.W
+            self._put(table, gfn, self.quads[(table << 9) + (gfn & 511)] | Pte.W)
 
     def protect(self, gfn: int) -> None:
         """Has the next write to a frame fault."""
         table = self._tables.get((0, gfn >> 9))
         if table is not None:
-            self.quads[(table << 9) + (gfn & 511)] &= ~Pte.W
+            self._put(table, gfn, self.quads[(table << 9) + (gfn & 511)] & ~Pte.W)
             self.machine.flush_tlb()
 
     def lend(self, gfn: int, hfn: int) -> None:
@@ -149,13 +167,13 @@ class NestedMmu:
             self._fill_table(gfn >> 9)
             table = self._tables[0, gfn >> 9]
         self.lent[gfn] = hfn
-        self.quads[(table << 9) + (gfn & 511)] = hfn << 12 | _READ_ONLY
+        self._put(table, gfn, hfn << 12 | _READ_ONLY)
         self.machine.flush_tlb()
 
     def take_back(self, gfn: int) -> None:
         """A device's page is the device's again."""
         if self.lent.pop(gfn, None) is not None:
-            self.quads[(self._tables[0, gfn >> 9] << 9) + (gfn & 511)] = BUS + (gfn << 12) | _ALL
+            self._put(self._tables[0, gfn >> 9], gfn, BUS + (gfn << 12) | _ALL)
             self.machine.flush_tlb()
 
     def forget_borrowed(self, hfn: int) -> None:

@@ -80,7 +80,7 @@ FIELDS: Mapping[type, Fields] = {
         optional=_words("expected keyboard_expected"),
         wires=_words("_line _a20 _stop"),
     ),
-    A20: Fields(plain=("enabled",)),
+    A20: Fields(plain=("enabled",), wires=("changed",), restored=True),
     PortA: Fields(plain=("control",), parts=("_a20",), wires=("_stop",)),
     PortB: Fields(plain=("control",), wires=_words("_clock _pit")),
     Serial: Fields(

@@ -119,6 +119,7 @@ class Hardware:
             self.vm.lapic_page.unread = lambda: self.shadow is None and LAPIC not in self.nested.lent
         self.vm.monitor.inject = self._inject
         self.vm.board.interrupts.nmi = self.raise_nmi
+        self.vm.board.a20.changed = lambda: self.nested.set_a20(self.vm.board.a20.enabled)
         values = (start.eax, start.ecx, start.edx, start.ebx, start.esp, start.ebp, start.esi, start.edi)
         for at, value in zip(GENERAL, values, strict=True):
             state[at], state[at + 1] = value, 0
