@@ -258,20 +258,31 @@ def compare(
 
 @app.command()
 def demo(
-    what: Annotated[str, typer.Argument(metavar="scribble", help="Which demonstration.")],
+    what: Annotated[str, typer.Argument(metavar="scribble|linux", help="Which demonstration.")],
     seed: Annotated[str, typer.Option(metavar="N", help="The same number does the same damage.")] = "1",
-    every: Annotated[str, typer.Option(metavar="S", help="Virtual seconds between two rounds of damage.")] = "10",
+    every: Annotated[str, typer.Option(metavar="S", help="Seconds of the guest's time between two rounds of damage.")] = "10",
     trials: Annotated[str | None, typer.Option(metavar="N", help="So many guests, with a seed each, and histograms of what came of them.")] = None,
-    backend: Annotated[str, typer.Option(metavar="bt|step", help="How guest code is run.")] = "bt",
+    module: Annotated[str | None, typer.Option(metavar="FILE", help="With linux: scribble.ko does the damage, and not the VMM.")] = None,
+    backend: Annotated[str | None, typer.Option(metavar="bt|step|hw", help="How guest code is run: bt or step; linux: hw or bt.")] = None,
 ) -> None:
-    """Show the lecture's demonstrations: scribble, a guest that writes random bytes all over its memory."""
+    """Show the lecture's demonstrations: a guest with random bytes all over its memory. scribble is bundled, linux Debian's."""
     from tools import options
-    from tools.demo import show_scribble, show_trials
     from tools.technique import Technique, options_of
 
-    options.choice("vmm demo", what, ("scribble",))
+    linux = options.choice("vmm demo", what, ("scribble", "linux")) == "linux"
     first, seconds = options.seed(seed), options.seconds(every, "--every")
-    technique = options_of(Technique(backend=options.choice("--backend", backend, ("bt", "step"))))
+    ways = ("hw", "bt") if linux else ("bt", "step")
+    technique = options_of(Technique(backend=options.choice("--backend", backend or ways[0], ways)))
+    if linux:
+        from tools.demo_linux import show_linux
+
+        if trials is not None:
+            raise InputError("--trials: goes with scribble")
+        raise typer.Exit(show_linux(first, seconds, technique, module))
+    from tools.demo import show_scribble, show_trials
+
+    if module is not None:
+        raise InputError("--module: goes with linux")
     if trials is not None:
         show_trials(first, options.count("--trials", trials), seconds, technique)
         raise typer.Exit(0)
