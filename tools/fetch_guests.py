@@ -47,10 +47,12 @@ class Package:
 
 _NE2000: Final = ("lib/modules/*/kernel/drivers/net/ethernet/8390/8390p.ko", "lib/modules/*/kernel/drivers/net/ethernet/8390/ne.ko")
 """The driver of the network adapter that VMs have, in the order in which it is loaded."""
+_SELF_TESTS: Final = tuple(f"lib/modules/*/kernel/lib/test_{name}.ko" for name in ("static_key_base", "static_keys", "user_copy", "bpf"))
+"""Modules that test the kernel that they are loaded into."""
 GUESTS: Final[Mapping[str, Package]] = {
     "gnumach": Package("gnumach-image-1.8-486:i386", "boot/gnumach-1.8-486.gz", "GNU Mach 1.8, multiboot"),
     "gnumach-xen": Package("gnumach-image-1.8-xen-486:i386", "boot/gnumach-1.8-xen-486.gz", "GNU Mach 1.8 as a 32-bit PAE Xen guest"),
-    "linux-pae": Package("linux-image-686-pae:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs with PAE", True, True, _NE2000),
+    "linux-pae": Package("linux-image-686-pae:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs with PAE", True, True, _NE2000 + _SELF_TESTS),
     "linux": Package("linux-image-686:i386", "boot/vmlinuz-*", "Linux for 32-bit PCs without PAE", True, True, _NE2000),
     "linux-amd64": Package("linux-image-amd64:amd64", "boot/vmlinuz-*", "Linux for 64-bit PCs", meta=True, alone=True),
     "busybox": Package("busybox-static:i386", "bin/busybox", "user programs for a RAM disk, all in one", alone=True),

@@ -13,8 +13,8 @@ import pytest
 
 from tests.guests.dialogue import Step
 from tests.guests.linux import OLD_PC, boot
-from tests.require import require_file
-from tools.fetch_guests import guest
+from tests.require import missing, require_file
+from tools.fetch_guests import extras, guest
 from vmm.backends.bt import BtOptions
 from vmm.boot import linux
 
@@ -80,4 +80,31 @@ def test_a_kernel_that_rewrites_itself(tmp_path: Path) -> None:
     assert left == 0
     assert len(re.findall(r"^[0-9a-f]{32}  /bin/busybox", console.text, re.MULTILINE)) == 2
     assert len(set(re.findall(r"([0-9a-f]{32})  /bin/busybox", console.text))) == 1
+    assert not _WRONG.search(console.text)
+
+
+_MODULES = (
+    ("insmod /test_static_key_base.ko && insmod /test_static_keys.ko; echo keys $?", "\nkeys 0"),
+    ("insmod /test_user_copy.ko; echo copies $?", "\ncopies 0"),
+    ("echo 1 >/proc/sys/net/core/bpf_jit_enable; insmod /test_bpf.ko test_suite=test_bpf test_range=49,119; echo bpf $?", "\nbpf 0"),
+    ("insmod /8390p.ko; lsmod | cut -d' ' -f1 | grep -v Module | sort | xargs echo loaded", "loaded 8390p test_bpf test_static_key_base test_static"),
+    ("rmmod test_bpf test_static_keys test_static_key_base; echo gone $?", "\ngone 0"),
+    ("insmod /test_static_key_base.ko && insmod /test_static_keys.ko; echo again $?", "\nagain 0"),
+    ("dmesg | grep -c 'test_bpf.*jited:1.*PASS'; dmesg | grep 'Summary\\|tests passed'; echo e''nd", "\nend"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(450)
+def test_modules(tmp_path: Path) -> None:
+    """Modules test the kernel that loads them: jump labels that are switched, faults in copies to users, and code that the kernel compiles."""
+    files = {path.name: path.read_bytes() for path in extras("linux-pae")}
+    if not files:
+        missing("the modules are not here (python -m tools.fetch_guests)")
+    steps = [step for command, wait in _MODULES for step in (Step("# ", command + "\n"), Step(wait))]
+    line = f"{OLD_PC} pti=off loglevel=4"
+    _, console = boot("linux-pae", line, (*steps, Step("# ", "reboot -f\n"), Step("Restarting system")), tmp_path, files, BtOptions())
+    passed = re.search(r"test_bpf: Summary: (\d+) PASSED, (\d+) FAILED, \[(\d+)/(\d+) JIT'ed\]", console.text)
+    assert passed is not None and passed[2] == "0" and int(passed[1]) == 71 and passed[3] == passed[4], console.text[-3000:]
+    assert "test_user_copy: tests passed" in console.text
     assert not _WRONG.search(console.text)

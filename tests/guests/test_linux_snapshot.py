@@ -12,6 +12,9 @@ from tests.guests.linux import BUSYBOX, OLD_PC
 from tests.require import require_file
 from tools.fetch_guests import guest
 from tools.initrd import READY, make_initrd
+from vmm.backends import Options
+from vmm.backends.bt import BtOptions
+from vmm.backends.bt.engine import BinaryTranslation
 from vmm.backends.hw import HwOptions
 from vmm.exits import End, Stop
 from vmm.snapshot import Snapshot
@@ -58,7 +61,7 @@ class Shell:
     checksum: str
 
 
-def empty(console: Typist, options: HwOptions) -> Vm:
+def empty(console: Typist, options: Options) -> Vm:
     return Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, console=console)
 
 
@@ -106,3 +109,17 @@ def test_work_goes_on(kernel: str, tmp_path: Path) -> None:
     console.until(vm, "\nafter", "sleep 1; echo a''fter\n")
     assert 0.9 < time.monotonic() - before < 20
     assert "Kernel panic" not in console.text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_work_goes_on_in_a_small_cache(tmp_path: Path) -> None:
+    """Booted in guest mode, it goes on under binary translation with room for 256 KiB of code, which overflows again and again."""
+    shell = at_the_prompt("linux-pae", tmp_path)
+    console = Typist()
+    vm = empty(console, BtOptions(translate_user=True, cache_size=256 << 10))  # its programs have been told of SYSENTER: docs/QUIRKS.md 24
+    vm.restore(shell.vm.snapshot())
+    console.until(vm, "\ndone", "md5sum /noise; gzip -c /noise | gzip -dc | md5sum; (exit 3); echo status $?; echo d''one\n")
+    assert console.text.count(shell.checksum) == 2 and "\nstatus 3" in console.text, console.text
+    assert isinstance(vm.backend, BinaryTranslation)
+    assert vm.backend.kernel.cache.flushes > 2 and vm.stats.audited > 1000 and not vm.stats.outside

@@ -56,7 +56,7 @@ def test_extras_belong_to_a_guest(folder: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FileNotFoundError):  # apt-cache, which is not there
         fetch_guests.fetch("linux-pae", folder)
     unpack(folder, "linux-pae")
-    assert [path.name for path in extras("linux-pae")] == ["8390p.ko", "ne.ko"]
+    assert [path.name for path in extras("linux-pae")][:2] == ["8390p.ko", "ne.ko"]
     assert fetch_guests.fetch("linux-pae", folder) == kernel
 
 
