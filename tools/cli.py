@@ -72,7 +72,7 @@ def run(
     no_reboot: Annotated[bool, typer.Option("--no-reboot", help="A reset by the guest ends the run, with status 0.")] = False,
     qemu_exit: Annotated[bool, typer.Option("--qemu-exit", help="A reported value V makes the status (V << 1) | 1, as in QEMU.")] = False,
     vga: Annotated[bool, typer.Option("--vga", help="Show the VGA text screen live on standard error.")] = False,
-    log: Annotated[str | None, typer.Option("-d", metavar="int,exec,mmu,io", help="Log events, blocks, shadow fills, device accesses.")] = None,
+    log: Annotated[str | None, typer.Option("-d", metavar="int,exec,mmu,io,bios", help="Log events, blocks, fills, devices, SeaBIOS.")] = None,
     log_file: Annotated[str | None, typer.Option("-D", metavar="FILE", help="Log there and not to standard error.")] = None,
 ) -> None:
     """Boot KERNEL, or what the disks hold. Its serial line is standard output and input; Ctrl-A x ends the run, Ctrl-A h helps."""

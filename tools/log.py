@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bt.block import Block, Mode
 from bt.cache import TranslationCache
+from vmm.devices.debug_ports import DebugConsole
 from vmm.exits import Stopped
 from vmm.faults import GuestFault, GuestPageFault
 from vmm.mmu.shadow import ShadowMmu
@@ -19,6 +20,7 @@ from vmm.mmu.tables import DeviceAccess, StepOver
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
+_SEABIOS = 0x402
 _WIDTH = {1: "b", 2: "w", 4: "l", 8: "q"}
 
 
@@ -30,7 +32,7 @@ class Log:
 
     def attach(self, vm: Vm) -> None:
         """Logs what happens in `vm` from now on."""
-        for kind, attach in (("int", self._events), ("exec", self._blocks), ("mmu", self._memory), ("io", self._devices)):
+        for kind, attach in (("int", self._events), ("exec", self._blocks), ("mmu", self._memory), ("io", self._devices), ("bios", self._firmware)):
             if kind in self._kinds:
                 attach(vm)
 
@@ -158,6 +160,20 @@ class Log:
 
         _put_before(vm.board.bus, "port", wrap("port", 4))
         _put_before(vm.board.bus, "memory", wrap("memory", 8))
+
+
+    def _firmware(self, vm: Vm) -> None:
+        """What SeaBIOS has to say: it looks for a debug console at port 402h, and talks to one that answers."""
+        begun = bytearray()
+
+        def write(data: bytes) -> None:
+            begun.extend(data)
+            while b"\n" in begun:
+                line, _, rest = begun.partition(b"\n")
+                begun[:] = rest
+                self._line("bios", line.decode("latin-1"))
+
+        vm.board.bus.attach_ports(_SEABIOS, 1, DebugConsole(write))
 
 
 def _put_before(part: object, method: str, wrapper: Callable[[Any], object]) -> None:

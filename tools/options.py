@@ -17,7 +17,7 @@ LARGEST_MEMORY: Final = 3072
 SMALLEST_CACHE: Final = 64 << 10
 LARGEST_CACHE: Final = 16 * MIB
 MOST_DISKS: Final = 4
-LOGS: Final = ("int", "exec", "mmu", "io")
+LOGS: Final = ("int", "exec", "mmu", "io", "bios")
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30}
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.assembly import assemble
 from tests.guests.dialogue import Dialogue, Step
 from tests.require import require, require_file
+from tools.cli import status
 from vmm.backends.hw import HwOptions
 from vmm.boot.bios import read_bios
 from vmm.devices.disk import Disk
@@ -96,6 +97,16 @@ def test_boot_sector(image: str, tmp_path: Path) -> None:
     assert [line for line in text.splitlines() if line.strip() in BOOTED] == list(BOOTED), text
     assert [line for line in vm.board.vga.text() if line in BOOTED] == list(BOOTED)
     assert (stop.why, stop.value) == (End.REPORTED, 0)
+
+
+@pytest.mark.timeout(120)
+def test_its_debug_console(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`-d bios` shows what SeaBIOS says of its work, line by line."""
+    image = require_file(SEABIOS / "bios-256k.bin", "SeaBIOS (Debian's package seabios)")
+    assert status(["run", "--bios", str(image), "--disk", str(boot_disk(tmp_path / "disk")), "-d", "bios", "--timeout", "60"]) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("bios: ")]
+    assert re.match(r"bios: SeaBIOS \(version .*\)$", said[0])
+    assert "bios: Booting from 0000:7c00" in said
 
 
 @pytest.mark.timeout(120)
