@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tools.guest import choose, firmware, open_disks, overlays
 from vmm.backends import COUNTING, Options
@@ -23,6 +23,9 @@ from vmm.errors import InputError
 from vmm.exits import End, Stop
 from vmm.network import Port, Switch
 from vmm.vm import Vm, machine_for
+
+if TYPE_CHECKING:
+    from vmm.snapshot import Snapshot
 
 GUEST_DIED: Final = 3
 TIMED_OUT: Final = 124
@@ -99,7 +102,7 @@ def _go_on(request: Request, path: str, console: Console, ready: Callable[[Vm], 
     with ExitStack() as until:
         disks = overlays(snapshot.disks, until)
         icount = request.icount or snapshot.counted and request.options.backend in COUNTING
-        vm = make(snapshot.memory_size >> 20, request.options, disks, console, icount)
+        vm = make(snapshot.memory_size >> 20, request.options, disks, console, icount, snapshot=snapshot)
         vm.restore(snapshot)
         ready(vm)
         return Ended(vm, vm.run(request.timeout), 0)
@@ -113,12 +116,17 @@ def make(
     icount: bool,
     network: Port | None = None,
     bios: Bios | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Vm:
-    """A VM with nothing in it, on a machine of its own. Raises InputError."""
+    """A VM with nothing in it, on a machine of its own; or one that can be restored to a snapshot. Raises InputError."""
     try:
         machine = machine_for(memory_mib, options)
     except OSError as error:
         raise InputError(f"-m {memory_mib}: the host cannot give so much memory: {(error.strerror or str(error)).lower()}") from None
+    if snapshot is not None and snapshot.domain is not None and options.backend == "pv":
+        from vmm.snapshot.domain import arrange
+
+        arrange(machine, snapshot.domain)
     return Vm(machine, memory_mib=memory_mib, options=options, disks=disks, console=console, icount=icount, network=network, bios=bios)
 
 

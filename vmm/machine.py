@@ -14,7 +14,7 @@ import ctypes
 import mmap
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 
 import unicorn
@@ -158,6 +158,18 @@ class Machine:
         del self._free[len(self._free) - count :]
         held.update(taken)
         return taken
+
+    def arrange(self, first: Sequence[int], last: Sequence[int]) -> None:
+        """Of what is free, `allocate` gives these frames first, from the end on, and those last. Raises OutOfFrames where one is not free."""
+        chosen = {*first, *last}
+        if len(chosen) != len(first) + len(last) or not chosen <= set(self._free):
+            raise OutOfFrames("a frame is wanted that is not free")
+        self._free = [*last, *(hfn for hfn in self._free if hfn not in chosen), *first]
+
+    def claim(self, frames: Sequence[int]) -> None:
+        """Takes these very frames. Raises OutOfFrames where one is not free."""
+        self.arrange(frames, ())
+        self.allocate(len(frames))
 
     def allocate_run(self, count: int) -> int:
         """Takes `count` consecutive frames, below those taken before or where an equal run was given back; returns the first hfn, contents zero."""

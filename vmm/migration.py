@@ -25,7 +25,7 @@ from vmm.snapshot.sections import HEADER, Damaged, pack, stored, unpack
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _PATIENCE: Final = 20.0  # seconds without a word of the other side
 _CONNECTING: Final = 3.0
 _FEW: Final = 256  # frames that are left to the time when the guest stands still
@@ -49,8 +49,6 @@ class Sender:
 
     def __init__(self, vm: Vm, host: str, port: int) -> None:
         """Connects, and asks whether the target takes such a guest. Raises InputError."""
-        if vm.domain is not None:
-            raise InputError("migrate: not a guest under --backend pv")
         self.vm, self.where = vm, f"{host}:{port}"
         self.rounds: list[Round] = []
         try:

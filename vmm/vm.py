@@ -38,7 +38,7 @@ from vmm.network import Port
 from vmm.operands import Operands
 from vmm.rom import Rom
 from vmm.segments import Segments
-from vmm.start import Start
+from vmm.start import CONSOLE_PORT, STORE_PORT, Start
 from vmm.stats import Statistics
 from vmm.ticker import LONGEST, Ticker
 from vmm.vcpu import Vcpu
@@ -154,9 +154,11 @@ class Vm:
             raise InputError(f"{path}: an address is for flat binaries, and --backend pv runs Xen kernels")
         frames, shared_info = self.memory.frames, self.domain.shared.mfn * FRAME
         self.start = load_domain(path, self.memory, frames, shared_info, append=append, modules=modules, initrd=initrd)
-        assert self.start.domain is not None
         self.backend.start(self.start)
-        self.receive = build_xen_board(self, self.domain, self.start.domain, self.disks).console.receive
+        board = self.domain.board = build_xen_board(self, self.domain, self.disks)
+        for port, device in ((CONSOLE_PORT, board.console), (STORE_PORT, board.store)):
+            self.domain.channels.open[port].notify = device.signalled
+        self.receive = board.console.receive
 
     def _insert_rom(self, bios: Bios) -> None:
         if not isinstance(self.mmu, NestedMmu):

@@ -128,9 +128,9 @@ def test_what_is_refused_at_once(home: Path, capfd: pytest.CaptureFixture[str]) 
 NONSENSE = {
     "http": b"GET / HTTP/1.1\r\n" * 9,
     "hello": pack(b"HELO", b"{}"),
-    "newer": pack(b"HELO", b'{"format": 2}'),
-    "disk": pack(b"HELO", b'{"format": 1, "memory_size": 4096, "disks": ["/nowhere"]}'),
-    "meta": pack(b"HELO", b'{"format": 1, "memory_size": 4096, "disks": []}') + pack(b"META", b"{}") + pack(b"END ", b""),
+    "newer": pack(b"HELO", b'{"format": 3}'),
+    "disk": pack(b"HELO", b'{"format": 2, "memory_size": 4096, "disks": ["/nowhere"]}'),
+    "meta": pack(b"HELO", b'{"format": 2, "memory_size": 4096, "disks": []}') + pack(b"META", b"{}") + pack(b"END ", b""),
 }
 
 
@@ -161,7 +161,7 @@ def test_a_source_that_is_killed(home: Path, capfd: pytest.CaptureFixture[str]) 
     where = waiting(capfd, home)
     with socket.create_connection(("127.0.0.1", int(where.rpartition(":")[2]))) as connection:
         connection.settimeout(LONG)
-        connection.sendall(pack(b"HELO", b'{"format": 1, "memory_size": 16777216, "disks": []}'))
+        connection.sendall(pack(b"HELO", b'{"format": 2, "memory_size": 16777216, "disks": []}'))
         assert connection.recv(100) == b"ok\n"
         connection.sendall(pack(b"PAGE", bytes(4100))[:50])
     started(home).say("a", talker.answers(1))

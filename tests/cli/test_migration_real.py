@@ -1,4 +1,4 @@
-"""Real kernels migrate in the midst of a loop of checksums: Linux in guest mode, and xv6 (XV6=DIR) under binary translation to guest mode."""
+"""Real kernels migrate: Linux and xv6 (XV6=DIR) in the midst of a loop of checksums, GRUB for Xen at its prompt."""
 
 import hashlib
 import random
@@ -55,6 +55,21 @@ def test_linux(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert f"{TIMES} {hashlib.md5(noise).hexdigest()}  /noise" in there.heard.decode()
     there.console.sendall(b"echo sti''ll\n")
     there.until("\nstill")
+
+
+def test_grub_for_xen(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A paravirtual guest at its prompt, which knows its machine frames: it answers at the target as before."""
+    kernel = require_file(guest("grub-xen"), "GRUB for Xen (python -m tools.fetch_guests)")
+    for name in ("one", "two"):
+        assert status(["create", name, str(kernel), "-m", "64"]) == 0
+    assert status(["start", "one"]) == 0
+    here = Talk("one")
+    here.until("grub> ")
+    there = moves(capfd, here)
+    there.console.sendall(b"echo there\n")
+    there.until("there")
+    there.console.sendall(b"lsmmap\n")
+    there.until("available RAM")
 
 
 @pytest.mark.slow

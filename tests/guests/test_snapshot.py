@@ -13,7 +13,6 @@ from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.backends.hw import HwOptions
 from vmm.backends.native import NativeOptions
-from vmm.backends.pv import PvOptions
 from vmm.backends.step import StepOptions
 from vmm.console import Recorder
 from vmm.errors import InputError
@@ -153,14 +152,11 @@ def test_a_snapshot_of_a_vm_of_another_process_can_be_a_parent() -> None:
 
 
 def test_what_has_no_snapshot() -> None:
-    """A guest that has ended, a paravirtual one, a machine with firmware in ROM, a machine of another size."""
+    """A guest that has ended, a machine with firmware in ROM, a machine of another size."""
     vm = loaded("hello", BT, Recorder())
     vm.run(20)
     with pytest.raises(InputError, match="has ended"):
         vm.snapshot()
-    domain = loaded("hello-pv", PvOptions(), Recorder(), icount=False)
-    with pytest.raises(InputError, match="--backend pv"):
-        domain.snapshot()
     firmware = loaded("hello", BT, Recorder())
     firmware.memory.rom[0xFFFFF] = firmware.scratch_frame
     with pytest.raises(InputError, match="--bios"):
@@ -169,5 +165,3 @@ def test_what_has_no_snapshot() -> None:
     snapshot = small.snapshot()
     with pytest.raises(InputError, match="16 MiB of memory, not 32"):
         large.restore(snapshot)
-    with pytest.raises(InputError, match="--backend pv"):
-        fresh("hello-pv", PvOptions(), Recorder(), icount=False).restore(snapshot)

@@ -96,7 +96,7 @@ class Process:
         close(self.disks)
         self.disks = disks
         icount = snapshot.counted and options.backend in COUNTING
-        vm = make(snapshot.memory_size >> 20, options, disks, self.server, icount)
+        vm = make(snapshot.memory_size >> 20, options, disks, self.server, icount, snapshot=snapshot)
         vm.restore(snapshot)
         self._take(vm)
         self._last = _handle_of(snapshot), file

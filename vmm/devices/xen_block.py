@@ -39,8 +39,9 @@ class XenBlock:
         device = _FIRST_DEVICE + _DEVICE_STEP * number
         self.front, self.back = f"{store.home}/device/vbd/{device}", f"/local/domain/0/backend/vbd/1/{device}"
         self.requests = 0
-        self._ring: Callable[[], memoryview | None] = lambda: None
-        self._consumed = 0
+        self.ring: int | None = None  # the grant of the ring's page, while connected
+        self.port = 0  # the guest's event channel
+        self.consumed = 0
         self._notify: Callable[[], None] = lambda: None
         for path, value in (
             (f"{self.front}/backend", self.back),
@@ -69,7 +70,7 @@ class XenBlock:
         if state == str(INITIALISED) or state == str(CONNECTED) and not self._connected():
             self._connect()
         elif state in (str(CLOSING), str(CLOSED)):
-            self._ring = lambda: None
+            self.ring = None
             self.store.set(f"{self.back}/state", state)
 
     def _connected(self) -> bool:
@@ -83,10 +84,13 @@ class XenBlock:
         if notify is None or self.access(reference, True) is None:
             self.store.set(f"{self.back}/state", str(CLOSING))
             return
-        self._notify, self._consumed = notify, 0
-        self._ring = lambda: self.access(reference, True)
+        self.connected(reference, port, notify)
         for name, value in (("sectors", self.disk.sectors), ("sector-size", SECTOR), ("info", 0), ("state", CONNECTED)):
             self.store.set(f"{self.back}/{name}", str(value))
+
+    def connected(self, ring: int, port: int, notify: Callable[[], None], consumed: int = 0) -> None:
+        """Requests come by a ring that is granted, of which so many have been taken already."""
+        self.ring, self.port, self.consumed, self._notify = ring, port, consumed, notify
 
     def _number(self, name: str) -> int | None:
         value = self.store.get(f"{self.front}/{name}")
@@ -94,20 +98,20 @@ class XenBlock:
 
     def signalled(self) -> None:
         """Requests are in the ring."""
-        page = self._ring()
+        page = None if self.ring is None else self.access(self.ring, True)
         if page is None:
             return
         words = page.cast("I")
         before = words[_ANSWER_PRODUCED]
-        while (waiting := words[_REQUEST_PRODUCED] - self._consumed & _WORD) and waiting <= _ENTRIES:
-            at = _ENTRIES_AT + self._consumed % _ENTRIES * _ENTRY_SIZE
+        while (waiting := words[_REQUEST_PRODUCED] - self.consumed & _WORD) and waiting <= _ENTRIES:
+            at = _ENTRIES_AT + self.consumed % _ENTRIES * _ENTRY_SIZE
             entry = bytes(page[at : at + _ENTRY_SIZE])
-            self._consumed = self._consumed + 1 & _WORD
+            self.consumed = self.consumed + 1 & _WORD
             operation, _, _, identity, _ = _REQUEST.unpack_from(entry)
             answer = _ENTRIES_AT + words[_ANSWER_PRODUCED] % _ENTRIES * _ENTRY_SIZE
             _ANSWER.pack_into(page, answer, identity, operation, self._serve(entry))
             words[_ANSWER_PRODUCED] = words[_ANSWER_PRODUCED] + 1 & _WORD
-        words[_REQUEST_EVENT] = self._consumed + 1 & _WORD
+        words[_REQUEST_EVENT] = self.consumed + 1 & _WORD
         after = words[_ANSWER_PRODUCED]
         if after - words[_ANSWER_EVENT] & _WORD < after - before & _WORD:
             self._notify()

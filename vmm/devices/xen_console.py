@@ -14,12 +14,12 @@ _WORD: Final = 0xFFFFFFFF
 
 
 class XenConsole:
-    """The device behind `page`. output gets what the guest prints; notify signals the guest."""
+    """The device behind `page`. output gets what the guest prints; notify signals the guest. typed: what has no room yet."""
 
     def __init__(self, page: memoryview, output: Callable[[bytes], None], notify: Callable[[], None]) -> None:
         self.bytes, self.words = page, page.cast("I")
         self.output, self.notify = output, notify
-        self._typed = bytearray()
+        self.typed = bytearray()
 
     def signalled(self) -> None:
         """The guest has printed something, or made room for input."""
@@ -36,16 +36,16 @@ class XenConsole:
 
     def receive(self, keys: bytes) -> None:
         """Somebody types."""
-        self._typed += keys
+        self.typed += keys
         self._put()
 
     def _put(self) -> None:
         consumed, produced = self.words[_IN_CONSUMED], self.words[_IN_PRODUCED]
         room = _IN_SIZE - (produced - consumed & _WORD)
-        part = self._typed[: max(0, room)]
+        part = self.typed[: max(0, room)]
         if not part:
             return
-        del self._typed[: len(part)]
+        del self.typed[: len(part)]
         for n, byte in enumerate(part):
             self.bytes[_IN + (produced + n) % _IN_SIZE] = byte
         self.words[_IN_PRODUCED] = produced + len(part) & _WORD

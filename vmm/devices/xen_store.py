@@ -28,10 +28,12 @@ class StoreError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Watch:
+class Watch:
+    """What the guest wants to be told of. shown: the path as it was given."""
+
     path: str
     token: str
-    shown: str  # the path as it was given
+    shown: str
 
 
 class XenStore:
@@ -44,12 +46,12 @@ class XenStore:
         self.bytes, self.words, self.home, self.notify = page, page.cast("I"), home, notify
         self.nodes: dict[str, bytes] = {"": b""}
         self.on_write: Callable[[str], None] = lambda path: None
-        self._watches: list[_Watch] = []
-        self._transactions: dict[int, dict[str, bytes]] = {}
-        self._written: dict[int, list[str]] = {}  # by transaction
+        self.watches: list[Watch] = []
+        self.transactions: dict[int, dict[str, bytes]] = {}
+        self.written: dict[int, list[str]] = {}  # by transaction
         self._current = 0
-        self._last_transaction = 0
-        self._received, self._answers = bytearray(), bytearray()
+        self.last_transaction = 0
+        self.received, self.answers = bytearray(), bytearray()
         self._work: dict[int, Callable[[list[str], bytes], bytes]] = {
             DIRECTORY: lambda words, _: b"".join(name.encode(_TEXT) + b"\0" for name in self.children(self._path(words))),
             READ: lambda words, _: self._node(self._path(words)),
@@ -89,7 +91,7 @@ class XenStore:
         self._fire(path)
 
     def _fire(self, path: str) -> None:
-        for watch in self._watches:
+        for watch in self.watches:
             if path == watch.path or path.startswith(watch.path + "/") or watch.path.startswith(path + "/"):
                 below = path if path.startswith(watch.path) else watch.path
                 shown = below if watch.shown.startswith("/") else watch.shown + below[len(watch.path) :]
@@ -101,25 +103,25 @@ class XenStore:
         """The guest has sent something, or made room for answers."""
         consumed, produced = self.words[_REQUEST_CONSUMED], self.words[_REQUEST_PRODUCED]
         count = produced - consumed & _WORD
-        if 0 < count <= _SIZE and len(self._answers) < _MOST_WAITING:
+        if 0 < count <= _SIZE and len(self.answers) < _MOST_WAITING:
             at = consumed % _SIZE
             ring = self.bytes[_REQUESTS : _REQUESTS + _SIZE]
-            self._received += bytes(ring[at : at + count]) + bytes(ring[: max(0, at + count - _SIZE)])
+            self.received += bytes(ring[at : at + count]) + bytes(ring[: max(0, at + count - _SIZE)])
             self.words[_REQUEST_CONSUMED] = produced
             self._requests()
             self.notify()
         self._flush()
 
     def _requests(self) -> None:
-        while len(self._received) >= _HEADER.size:
-            kind, request, transaction, size = _HEADER.unpack_from(self._received)
+        while len(self.received) >= _HEADER.size:
+            kind, request, transaction, size = _HEADER.unpack_from(self.received)
             if size > _LONGEST:
-                self._received.clear()  # there is no way back to the start of a message
+                self.received.clear()  # there is no way back to the start of a message
                 return
-            if len(self._received) < _HEADER.size + size:
+            if len(self.received) < _HEADER.size + size:
                 return
-            payload = bytes(self._received[_HEADER.size : _HEADER.size + size])
-            del self._received[: _HEADER.size + size]
+            payload = bytes(self.received[_HEADER.size : _HEADER.size + size])
+            del self.received[: _HEADER.size + size]
             try:
                 self._send(kind, request, transaction, self._answer(kind, transaction, payload))
             except StoreError as error:
@@ -131,7 +133,7 @@ class XenStore:
             return self._start()
         if kind == TRANSACTION_END:
             return self._end(transaction, words[0])
-        if transaction and transaction not in self._transactions:
+        if transaction and transaction not in self.transactions:
             raise StoreError("ENOENT")
         self._current = transaction
         work = self._work.get(kind)
@@ -140,17 +142,17 @@ class XenStore:
         return work(words, payload)
 
     def _send(self, kind: int, request: int, transaction: int, payload: bytes) -> None:
-        if kind == WATCH_EVENT and len(self._answers) >= _MOST_WAITING:
+        if kind == WATCH_EVENT and len(self.answers) >= _MOST_WAITING:
             return  # a guest that reads nothing misses something
-        self._answers += _HEADER.pack(kind, request, transaction, len(payload)) + payload
+        self.answers += _HEADER.pack(kind, request, transaction, len(payload)) + payload
         self._flush()
 
     def _flush(self) -> None:
         consumed, produced = self.words[_ANSWER_CONSUMED], self.words[_ANSWER_PRODUCED]
-        part = self._answers[: max(0, _SIZE - (produced - consumed & _WORD))]
+        part = self.answers[: max(0, _SIZE - (produced - consumed & _WORD))]
         if not part:
             return
-        del self._answers[: len(part)]
+        del self.answers[: len(part)]
         for n, byte in enumerate(part):
             self.bytes[_ANSWERS + (produced + n) % _SIZE] = byte
         self.words[_ANSWER_PRODUCED] = produced + len(part) & _WORD
@@ -180,7 +182,7 @@ class XenStore:
         path = self._own(self._path(words))
         self._put(path, payload.partition(b"\0")[2])
         if self._current:
-            self._written.setdefault(self._current, []).append(path)
+            self.written.setdefault(self._current, []).append(path)
         else:
             self.on_write(path)
         return b"OK\0"
@@ -200,37 +202,37 @@ class XenStore:
         return b"OK\0"
 
     def _watch(self, words: list[str], _: bytes) -> bytes:
-        if len(words) < 2 or len(self._watches) >= _MOST_WATCHES:
+        if len(words) < 2 or len(self.watches) >= _MOST_WATCHES:
             raise StoreError("EINVAL" if len(words) < 2 else "E2BIG")
-        watch = _Watch(words[0] if words[0].startswith("@") else self._path(words), words[1], words[0])
-        if watch in self._watches:
+        watch = Watch(words[0] if words[0].startswith("@") else self._path(words), words[1], words[0])
+        if watch in self.watches:
             raise StoreError("EEXIST")
-        self._watches.append(watch)
+        self.watches.append(watch)
         self._later(watch)
         return b"OK\0"
 
-    def _later(self, watch: _Watch) -> None:
+    def _later(self, watch: Watch) -> None:
         """A new watch fires once by itself; the event may come before the answer."""
         self._send(WATCH_EVENT, 0, 0, f"{watch.shown}\0{watch.token}\0".encode(_TEXT))
 
     def _unwatch(self, words: list[str], _: bytes) -> bytes:
         if len(words) < 2:
             raise StoreError("EINVAL")
-        watch = _Watch(words[0] if words[0].startswith("@") else self._path(words), words[1], words[0])
-        if watch not in self._watches:
+        watch = Watch(words[0] if words[0].startswith("@") else self._path(words), words[1], words[0])
+        if watch not in self.watches:
             raise StoreError("ENOENT")
-        self._watches.remove(watch)
+        self.watches.remove(watch)
         return b"OK\0"
 
     def _start(self) -> bytes:
-        if len(self._transactions) >= _MOST_TRANSACTIONS:
+        if len(self.transactions) >= _MOST_TRANSACTIONS:
             raise StoreError("ENOSPC")
-        self._last_transaction += 1
-        self._transactions[self._last_transaction] = dict(self.nodes)  # nobody else writes: it only has to be undone
-        return f"{self._last_transaction}\0".encode(_TEXT)
+        self.last_transaction += 1
+        self.transactions[self.last_transaction] = dict(self.nodes)  # nobody else writes: it only has to be undone
+        return f"{self.last_transaction}\0".encode(_TEXT)
 
     def _end(self, transaction: int, word: str) -> bytes:
-        before, written = self._transactions.pop(transaction, None), self._written.pop(transaction, [])
+        before, written = self.transactions.pop(transaction, None), self.written.pop(transaction, [])
         if before is None:
             raise StoreError("ENOENT")
         if word == "F":

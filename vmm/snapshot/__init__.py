@@ -1,7 +1,6 @@
 """Snapshots: everything that a guest is, at one moment, in no back-end's terms; and a VM made of one.
 
-Knows which parts there are: the virtual CPU, memory, devices and time. Paravirtual guests are refused: their page tables hold machine frames, and
-half of their state is the domain's. Knows no file.
+Knows which parts there are: the virtual CPU, memory, devices, time, and the domain of a paravirtual guest. Knows no file.
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ from vmm.boot.symbols import Symbols
 from vmm.devices.disk import DiskError, Point, Storage
 from vmm.devices.overlay import Overlay
 from vmm.errors import InputError
-from vmm.snapshot import cpu, devices
+from vmm.snapshot import cpu, devices, domain
 from vmm.snapshot.cpu import CpuState
 from vmm.snapshot.devices import DeviceState
+from vmm.snapshot.domain import DomainState
 from vmm.snapshot.frames import Watch, fill
 from vmm.start import GDT, Start
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
-__all__ = ["CpuState", "DeviceState", "Snapshot", "Watch", "restore", "take"]
+__all__ = ["CpuState", "DeviceState", "DomainState", "Snapshot", "Watch", "restore", "take"]
 
 _SCRATCH = 0x1000  # gpa of a descriptor table for the start of the back-end, before memory is the guest's
 
@@ -37,7 +37,7 @@ class Snapshot:
     identity: 128 bits of chance, as hexadecimal text. parent: the snapshot that this one tells the changes from; None: it tells all. frames: guest
     frames by number; those that neither it nor a parent has are zero. now: virtual time in nanoseconds. retired: instructions, where they were
     counted. kind: what kind of image the guest was loaded from. kernel: its name, for people. backend: what it ran under. counted: whether
-    virtual time was the number of instructions. disks: where each disk stood.
+    virtual time was the number of instructions. disks: where each disk stood. domain: a paravirtual guest's.
     """
 
     identity: str
@@ -53,6 +53,7 @@ class Snapshot:
     devices: DeviceState
     frames: dict[int, bytes]
     disks: tuple[Point, ...] = ()
+    domain: DomainState | None = None
 
     def memory(self) -> dict[int, bytes]:
         """All frames that are not zero, whichever snapshot of the chain tells of them."""
@@ -69,8 +70,6 @@ class Snapshot:
 
 def take(vm: Vm, frames: dict[int, bytes], parent: Snapshot | None = None) -> Snapshot:
     """A snapshot of a VM that has settled, with these frames of its memory. Raises InputError when there is none of such a guest."""
-    if vm.domain is not None:
-        raise InputError("snapshot: not of a guest under --backend pv")
     if vm.memory.rom:
         raise InputError("snapshot: not of a machine that was started by --bios")
     if vm.bios is not None:
@@ -90,6 +89,7 @@ def take(vm: Vm, frames: dict[int, bytes], parent: Snapshot | None = None) -> Sn
         devices=devices.save(vm.board),
         frames=frames,
         disks=_points(vm),
+        domain=domain.save(vm.domain) if vm.domain else None,
     )
 
 
@@ -108,8 +108,10 @@ def _points(vm: Vm) -> tuple[Point, ...]:
 
 def restore(vm: Vm, snapshot: Snapshot, frames: Mapping[int, bytes]) -> None:
     """Makes a VM that was built alike, with nothing in it, the guest of a snapshot with these frames. Raises InputError when it cannot be."""
-    if vm.domain is not None:
-        raise InputError("--restore: not under --backend pv")
+    if vm.domain is None and snapshot.domain is not None:
+        raise InputError("--restore: a paravirtual guest, which takes --backend pv")
+    if vm.domain is not None and snapshot.domain is None:
+        raise InputError("--restore: not a paravirtual guest: not under --backend pv")
     if vm.memory_size != snapshot.memory_size:
         raise InputError(f"snapshot: of a guest with {snapshot.memory_size >> 20} MiB of memory, not {vm.memory_size >> 20}")
     if [below(disk) for disk in vm.disks] != [Point(os.path.realpath(point.path), point.length) for point in snapshot.disks]:
@@ -125,4 +127,6 @@ def restore(vm: Vm, snapshot: Snapshot, frames: Mapping[int, bytes]) -> None:
         vm.clock.go_on_from(snapshot.now)
     devices.restore(vm.board, vm.clock, snapshot.devices)
     cpu.restore(vm, snapshot.cpu)
+    if snapshot.domain is not None:
+        domain.restore(vm, snapshot.domain)
     vm.backend.interrupts_changed(vm.board.interrupts.asserted)

@@ -13,7 +13,7 @@ from vmm.cpuid import FS_BASE, GS_BASE
 from vmm.errors import InputError
 from vmm.vcpu import DeprivilegedVcpu
 from vmm.x86.bits import Cr0, Efer
-from vmm.x86.descriptors import PRESENT, Segment, deprivileged, own_dpl, with_dpl
+from vmm.x86.descriptors import CODE, CONFORMING, LONG_CODE, PRESENT, SEGMENT, Segment, deprivileged, dpl, own_dpl, with_dpl
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
@@ -112,7 +112,11 @@ def restore(vm: Vm, saved: CpuState) -> None:
     """Puts a state into the vCPU of a VM whose back-end has started and whose memory is the guest's already."""
     vcpu, state = vm.vcpu, vm.machine.state
     _restore_msrs(vm, saved)
-    _restore_control(vm, saved)
+    if vm.domain is None:
+        _restore_control(vm, saved)
+    else:  # what else there is of control registers is the domain's
+        _check_levels(saved)
+        vm.machine.set_task_switched(bool(saved.cr0 & Cr0.TS))
     for name in _HELD:
         setattr(vcpu, name, Segment(*saved.segments[name]))
     for name, at in _DATA.items():
@@ -129,6 +133,15 @@ def restore(vm: Vm, saved: CpuState) -> None:
     vcpu.set_flags(saved.flags)
     vcpu.cpl = saved.cpl  # EFLAGS.VM counts too
     vcpu.inhibited, vcpu.halted, vcpu.delivered = saved.inhibited, saved.halted, saved.delivered
+
+
+def _check_levels(saved: CpuState) -> None:
+    """A guest that runs directly has its kernel at level 1."""
+    for name, bits in (("cs", PRESENT | SEGMENT | CODE), ("ss", PRESENT | SEGMENT)):
+        attributes = saved.segments[name][3]
+        at_level = dpl(attributes) == saved.cpl or attributes & CONFORMING and 0 < dpl(attributes) < saved.cpl
+        if saved.cpl not in (1, 3) or attributes & (bits | LONG_CODE) != bits or not at_level:
+            raise InputError(f"snapshot: CPU: {name} is not a paravirtual guest's")
 
 
 def _restore_msrs(vm: Vm, saved: CpuState) -> None:

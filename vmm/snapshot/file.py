@@ -20,9 +20,11 @@ from vmm.machine import FRAME
 from vmm.snapshot import Snapshot
 from vmm.snapshot.cpu import CpuState
 from vmm.snapshot.devices import DeviceState
+from vmm.snapshot.domain import DomainState
 from vmm.snapshot.sections import HEADER, Damaged, pack, stored, unpack
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, FORMAT)  # the first knew PCs without firmware only
 _MAGIC = b"VMMSNAP\n"
 _HEADER = struct.Struct("<8sI")
 CHUNK = 256
@@ -102,6 +104,7 @@ def packed(snapshot: Snapshot, parent_file: str, folder: str) -> Iterator[bytes]
     """The sections of a snapshot, with names of files as they are from a folder."""
     frames = sorted(snapshot.frames)
     chunks = [frames[first : first + CHUNK] for first in range(0, len(frames), CHUNK)]
+    extra = {} if snapshot.domain is None else {b"DOMN": snapshot.domain}
     meta: _Meta = {
         "identity": snapshot.identity,
         "parent": snapshot.parent.identity if snapshot.parent else "",
@@ -114,9 +117,9 @@ def packed(snapshot: Snapshot, parent_file: str, folder: str) -> Iterator[bytes]
         "backend": snapshot.backend,
         "counted": snapshot.counted,
         "disks": [[os.path.relpath(point.path, folder or "."), point.length] for point in snapshot.disks],
-        "sections": 3 + len(chunks),
+        "sections": 3 + len(extra) + len(chunks),
     }
-    for name, part in ((b"META", meta), (b"CPU ", snapshot.cpu.plain()), (b"DEVS", snapshot.devices)):
+    for name, part in ((b"META", meta), (b"CPU ", snapshot.cpu.plain()), (b"DEVS", snapshot.devices), *extra.items()):
         yield pack(name, json.dumps(part).encode())
     for chunk in chunks:
         yield pack(b"PAGE", pages(snapshot.frames, chunk))
@@ -156,7 +159,7 @@ def _read(path: str) -> tuple[str, _Meta, Sections]:
 def checked(path: str, sections: Sections) -> tuple[_Meta, Sections]:
     """What the first of the sections says, and the others. Raises InputError when they are not those of a snapshot."""
     names = [name for name, _ in sections]
-    if names[:3] != [b"META", b"CPU ", b"DEVS"] or set(names[3:]) - {b"PAGE"}:
+    if names[:3] != [b"META", b"CPU ", b"DEVS"] or set(names[3:]) - {b"DOMN", b"PAGE"}:
         raise InputError(f"{path}: corrupt: its sections are not those of a snapshot")
     meta = _meta(path, _json(path, sections[0][1]))
     if meta["sections"] != len(sections) or meta["memory_size"] % (1 << 20) or not 1 <= meta["memory_size"] >> 20 <= 3072:
@@ -177,7 +180,7 @@ def _sections(path: str, file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     if len(head) < _HEADER.size or head[:8] != _MAGIC:
         raise InputError(f"{path}: not a snapshot")
     (version,) = struct.unpack_from("<I", head, 8)
-    if version != FORMAT:
+    if version not in _READABLE:
         newer = "a newer" if version > FORMAT else "an unknown"
         raise InputError(f"{path}: of {newer} format ({version}); this version reads {FORMAT}")
     while True:
@@ -205,11 +208,17 @@ def made(path: str, meta: _Meta, sections: Sections, parent: Snapshot | None) ->
     """The snapshot that checked sections tell of. path: where names of files count from. Raises InputError."""
     frames: dict[int, bytes] = {}
     count = meta["memory_size"] // FRAME
-    for _, data in sections[2:]:
+    domain: object = None
+    for name, data in sections[2:]:
         try:
-            frames.update(frames_of(data, count))
+            if name == b"PAGE":
+                frames.update(frames_of(data, count))
+            else:
+                domain = _json(path, data)
         except Damaged as damage:
             raise InputError(f"{path}: corrupt: {damage}") from None
+    if domain is not None and not isinstance(domain, dict):
+        raise InputError(f"{path}: its domain is none")
     if parent is not None and parent.memory_size != meta["memory_size"]:
         raise InputError(f"{path}: its parent has memory of another size")
     devices = _json(path, sections[1][1])
@@ -224,6 +233,7 @@ def made(path: str, meta: _Meta, sections: Sections, parent: Snapshot | None) ->
         parent=parent,
         cpu=cpu,
         devices=cast("DeviceState", devices),
+        domain=cast("DomainState | None", domain),
         frames=frames,
         disks=disks,
         identity=meta["identity"],

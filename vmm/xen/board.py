@@ -6,7 +6,7 @@ kernels are granted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +19,6 @@ from vmm.start import CONSOLE_PORT, STORE_PORT
 
 if TYPE_CHECKING:
     from vmm.devices.disk import Storage
-    from vmm.start import Domain
     from vmm.vm import Vm
     from vmm.xen.domain import XenDomain
 
@@ -35,19 +34,21 @@ class XenBoard:
     store: XenStore
     blocks: tuple[XenBlock, ...]
 
+    def signals(self) -> dict[str, Callable[[], None]]:
+        """What an event that the guest sends calls, by the device's name."""
+        blocks = {f"block {number}": block.signalled for number, block in enumerate(self.blocks)}
+        return {"console": self.console.signalled, "store": self.store.signalled, **blocks}
 
-def build_xen_board(vm: Vm, domain: XenDomain, built: Domain, disks: Sequence[Storage]) -> XenBoard:
-    """Wires the devices of a domain that is about to start."""
 
-    def page(number: int) -> memoryview:
-        at = vm.memory.frames[number] * FRAME
-        return vm.machine.memory[at : at + FRAME]
+def build_xen_board(vm: Vm, domain: XenDomain, disks: Sequence[Storage]) -> XenBoard:
+    """Wires the devices of a domain whose rings are shared; its open channels are to be connected to their `signals`."""
 
-    channels = domain.channels
-    console = XenConsole(page(built.console), vm.console.write, lambda: channels.raise_port(CONSOLE_PORT))
-    store = XenStore(page(built.store), HOME, lambda: channels.raise_port(STORE_PORT))
-    channels.open[CONSOLE_PORT].notify = console.signalled
-    channels.open[STORE_PORT].notify = store.signalled
+    def page(mfn: int) -> memoryview:
+        return vm.machine.memory[mfn * FRAME : (mfn + 1) * FRAME]
+
+    channels, rings = domain.channels, domain.rings
+    store = XenStore(page(rings[0]), HOME, lambda: channels.raise_port(STORE_PORT))
+    console = XenConsole(page(rings[1]), vm.console.write, lambda: channels.raise_port(CONSOLE_PORT))
     domain.console, domain.granted_ports = vm.console.write, _PORTS
     for path, value in (
         ("name", "guest"),
@@ -56,7 +57,7 @@ def build_xen_board(vm: Vm, domain: XenDomain, built: Domain, disks: Sequence[St
         ("memory/target", str(vm.memory.size >> 10)),
         ("console/type", "vmm"),
         ("console/port", str(CONSOLE_PORT)),
-        ("console/ring-ref", str(vm.memory.frames[built.console])),
+        ("console/ring-ref", str(rings[1])),
     ):
         store.set(f"{HOME}/{path}", value)
 

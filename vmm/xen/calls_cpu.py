@@ -19,6 +19,8 @@ from vmm.xen.traps import Handler
 if TYPE_CHECKING:
     from vmm.xen.domain import XenDomain
 
+SHORTEST_PERIOD: Final = 1_000_000
+"""Nanoseconds between two timer interrupts."""
 _MASKS_EVENTS: Final = 4
 _GDT_ENTRIES: Final = 14 * 512
 _EVENT, _FAILSAFE, _NMI = 0, 1, 4  # kinds of callbacks
@@ -162,7 +164,7 @@ def _timers(domain: XenDomain, command: int, request: int) -> None:
     match command:
         case 6:
             period = domain.arguments.quads(request, 1)[0]
-            if period < 1_000_000:
+            if period < SHORTEST_PERIOD:
                 raise Refused(Errno.INVAL, "a timer period below a millisecond")
             domain.set_period(period)
         case 7:

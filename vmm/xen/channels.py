@@ -104,6 +104,10 @@ class Channels:
         if channel is None or channel.state is not State.UNBOUND or channel.remote[0] != 0:
             return None
         channel.state, channel.remote, channel.notify = State.INTERDOMAIN, (0, port), signalled
+        return self.raiser(port)
+
+    def raiser(self, port: int) -> Callable[[], None]:
+        """What signals the guest by a port."""
         return lambda: self.raise_port(port)
 
     def raise_port(self, port: int) -> None:

@@ -32,6 +32,7 @@ from vmm.xen.traps import Traps
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
+    from vmm.xen.board import XenBoard
 
 HYPERCALL_VECTOR: Final = 0x82
 _INT: Final = bytes((0xCD, HYPERCALL_VECTOR))
@@ -42,7 +43,9 @@ _HIDDEN = 1 << 1 | 1 << 3 | 1 << 7 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 16  # VME
 
 
 class XenDomain:
-    """One domain. memory: the guest's memory as its domain builder sees it. granted_ports: I/O ports that it may use."""
+    """One domain. memory: the guest's memory as its domain builder sees it. granted_ports: I/O ports that it may use. board: its devices."""
+
+    board: XenBoard
 
     def __init__(self, vm: Vm, host: HostSpace, shared: SharedInfo) -> None:
         machine = vm.machine
@@ -65,17 +68,17 @@ class XenDomain:
         self.grants = Grants(machine, self.frames, self.mmu)
         self.polled: tuple[int, ...] = ()
         self.rings: list[int] = []  # frames that devices share with the guest
-        self._poll_end: Alarm | None = None
+        self.poll_end: Alarm | None = None
         self.granted_ports: frozenset[int] = frozenset()
         self.console: Callable[[bytes], None] = lambda data: None  # console_io
         self.run_state = RunState()
         self._behind = False  # there is something to do behind this hypercall:
         self._blocks = False
-        self.nmi_pending = self._nmi_masked = False
+        self.nmi_pending = self.nmi_masked = False
         self.work = 0  # done beside entries looked at, in as much
         self.preempted = False  # a hypercall since this was cleared is to be asked for again
-        self._one_shot: Alarm | None = None
-        self._periodic: Alarm | None = None
+        self.one_shot: Alarm | None = None
+        self.periodic: Alarm | None = None
         self.period = _PERIOD
 
     # -- start -----------------------------------------------------------------------------------------------------------------------
@@ -87,9 +90,7 @@ class XenDomain:
             at = frames[domain.hypercall_page] * FRAME
             self.machine.memory[at : at + FRAME] = hypercall_page()
         top = frames[domain.top]
-        self.rings = [frames[domain.store], frames[domain.console]]
-        for mfn in self.rings:
-            self.frames.take_type(mfn, Kind.WRITABLE)  # for good: devices write there, so it may never become a page table
+        self.share([frames[domain.store], frames[domain.console]])
         self.mmu.pin(top, Kind.TOP)
         self.mmu.use(top)
         self.shared.tell_date(DATE * SECOND if self.vm.icount else time.time_ns() - self.clock.now())
@@ -97,6 +98,12 @@ class XenDomain:
         for port in (STORE_PORT, CONSOLE_PORT):
             self.channels.open[port] = Channel(State.INTERDOMAIN, (0, port))
         self.set_period(self.period)
+
+    def share(self, rings: list[int]) -> None:
+        """The store's frame, the console's, and maybe others that devices write to: for good, so none may become a page table. Raises Refused."""
+        for mfn in rings:
+            self.frames.take_type(mfn, Kind.WRITABLE)
+        self.rings = rings
 
     # -- hypercalls --------------------------------------------------------------------------------------------------------------------
 
@@ -117,8 +124,8 @@ class XenDomain:
 
     def _go_on(self) -> Outcome:
         blocks, self._behind, self._blocks = self._blocks, False, False
-        if self.nmi_pending and not self._nmi_masked:
-            self.nmi_pending, self._nmi_masked = False, True
+        if self.nmi_pending and not self.nmi_masked:
+            self.nmi_pending, self.nmi_masked = False, True
             self.traps.raise_exception(Vector.NMI)
         elif blocks and not self.ready():
             self.run_state.block(self.clock.now())
@@ -140,13 +147,13 @@ class XenDomain:
 
     def nmi_ended(self) -> None:
         """Its handler returns."""
-        self._nmi_masked, self._behind = False, self._behind or self.nmi_pending
+        self.nmi_masked, self._behind = False, self._behind or self.nmi_pending
 
     def poll(self, ports: tuple[int, ...], deadline: int) -> None:
         """The CPU waits behind this hypercall for one of some channels, masked or not, or for a time (0: none)."""
-        if self._poll_end is not None:
-            self._poll_end.cancel()
-        self._poll_end = self.clock.at(deadline, self.wake) if deadline else None
+        if self.poll_end is not None:
+            self.poll_end.cancel()
+        self.poll_end = self.clock.at(deadline, self.wake) if deadline else None
         self.polled = ports
         self.block()
 
@@ -162,24 +169,26 @@ class XenDomain:
 
     def set_timer(self, deadline: int) -> None:
         """One timer interrupt at a time (0: none)."""
-        if self._one_shot is not None:
-            self._one_shot.cancel()
-        self._one_shot = self.clock.at(deadline, self._tick) if deadline else None
+        if self.one_shot is not None:
+            self.one_shot.cancel()
+        self.one_shot = self.clock.at(deadline, self.tick) if deadline else None
 
     def set_period(self, period: int) -> None:
         """Timer interrupts every `period` nanoseconds while the CPU runs (0: none)."""
-        if self._periodic is not None:
-            self._periodic.cancel()
+        if self.periodic is not None:
+            self.periodic.cancel()
         self.period = period
-        self._periodic = self.clock.at(self.clock.now() + period, self._tock) if period else None
+        self.periodic = self.clock.at(self.clock.now() + period, self.tock) if period else None
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """The timer interrupt."""
         self.tell_time()
         self.channels.raise_virtual(TIMER)
 
-    def _tock(self) -> None:
+    def tock(self) -> None:
+        """The periodic one."""
         if not self.vm.vcpu.halted:  # a blocked CPU is not woken by it
-            self._tick()
+            self.tick()
         self.set_period(self.period)
 
     def tell_time(self) -> None:

@@ -41,7 +41,7 @@ class Grants:
         self.machine, self.frames, self.mmu = machine, frames, mmu
         self.frames_used: list[int] = []
         self.mappings: dict[int, Mapping] = {}
-        self._handles = 0
+        self.handles = 0  # that were ever given
 
     def table(self, count: int) -> tuple[list[int], int]:
         """The first `count` frames of the table, made if need be, and the status for the guest."""
@@ -57,16 +57,24 @@ class Grants:
             self.frames_used.append(mfn)
         return self.frames_used[:count], 0
 
+    def take_over(self, mfns: list[int]) -> None:
+        """The table, of a guest that knows its frames. Raises OutOfFrames."""
+        self.machine.claim(mfns)
+        for mfn in mfns:
+            self.frames.reserve(mfn)
+        self.frames_used = mfns
+
     def frame(self, reference: int, domid: int, write: bool) -> int:
         """The frame that a grant lets a domain use. Raises Refused: -EINVAL for a grant that is none, -EPERM for one that does not permit this."""
-        flags, to, mfn = _ENTRY.unpack_from(self.machine.memory, self._entry(reference))
+        flags, to, mfn = _ENTRY.unpack_from(self.machine.memory, self.entry(reference))
         if flags & _KIND_MASK != _PERMIT:
             raise Refused(Errno.INVAL, "a grant that is none")
         if to != domid or (write and flags & _READ_ONLY):
             raise Refused(Errno.PERM, "a grant that does not permit this")
         return int(mfn)
 
-    def _entry(self, reference: int) -> int:
+    def entry(self, reference: int) -> int:
+        """The machine address of an entry. Raises Refused beyond the table."""
         page, at = divmod(reference * _ENTRY.size, FRAME)
         if page >= len(self.frames_used):
             raise Refused(Errno.INVAL, "a grant beyond the table")
@@ -74,10 +82,10 @@ class Grants:
 
     def remember(self, mapping: Mapping) -> int:
         """A handle for a mapping that was made; the entry says that it is in use."""
-        self._handles += 1
-        self.mappings[self._handles] = mapping
+        self.handles += 1
+        self.mappings[self.handles] = mapping
         self._show_use(mapping.reference)
-        return self._handles
+        return self.handles
 
     def forget(self, handle: int) -> None:
         """The mapping is gone."""
@@ -86,7 +94,7 @@ class Grants:
     def _show_use(self, reference: int) -> None:
         uses = [mapping for mapping in self.mappings.values() if mapping.reference == reference]
         in_use = (_READING if uses else 0) | (_WRITING if any(mapping.writable for mapping in uses) else 0)
-        at = self._entry(reference)
+        at = self.entry(reference)
         self.machine.memory[at] = self.machine.memory[at] & ~(_READING | _WRITING) | in_use
 
     def access(self, reference: int, write: bool) -> memoryview:

@@ -13,12 +13,15 @@ _IMAGE: Final = struct.Struct("<I5Q")
 
 
 class RunState:
-    """The account of one virtual CPU, in nanoseconds of virtual time. area: the linear address where the guest wants to see it, if any."""
+    """The account of one virtual CPU, in nanoseconds of virtual time. area: the linear address where the guest wants to see it, if any.
+
+    state, since: what it does, and from when on. spent: how long it was in each of the four states before.
+    """
 
     def __init__(self) -> None:
         self.area: int | None = None
-        self._state, self._since = _RUNNING, 0
-        self._spent = [0, 0, 0, 0]
+        self.state, self.since = _RUNNING, 0
+        self.spent = [0, 0, 0, 0]
 
     def block(self, now: int) -> None:
         """It waits from now on."""
@@ -26,15 +29,15 @@ class RunState:
 
     def run(self, now: int) -> None:
         """It runs, maybe as before."""
-        if self._state != _RUNNING:
+        if self.state != _RUNNING:
             self._change(_RUNNING, now)
 
     def _change(self, state: int, now: int) -> None:
-        self._spent[self._state] += now - self._since
-        self._state, self._since = state, now
+        self.spent[self.state] += now - self.since
+        self.state, self.since = state, now
 
     def image(self, now: int) -> bytes:
         """{state, since when, time spent in each state}."""
-        spent = list(self._spent)
-        spent[self._state] += now - self._since
-        return _IMAGE.pack(self._state, self._since, *spent)
+        spent = list(self.spent)
+        spent[self.state] += now - self.since
+        return _IMAGE.pack(self.state, self.since, *spent)

@@ -24,7 +24,7 @@ TSC_HERTZ: Final = 1_000_000_000
 
 
 class SharedInfo:
-    """The page in frame `mfn`. cpu: the first CPU's part, CPU_SIZE bytes, which the guest may have moved elsewhere."""
+    """The page in frame `mfn`. cpu: the first CPU's part, CPU_SIZE bytes, which the guest may have moved elsewhere; place: its frame and offset."""
 
     CPU_SIZE: Final = 64
 
@@ -36,18 +36,24 @@ class SharedInfo:
         self.words = self.bytes.cast("I")
         for cpu in range(_CPUS):
             self.bytes[cpu * self.CPU_SIZE + _MASK] = 1
-        self.moved = False
-        self._see(machine.memory, self.mfn * FRAME)
+        self.see(self.mfn, 0)
         self.cpu_words[_SCALE], self.cpu[_SHIFT] = 1 << 31, 1  # ns = (tsc << 1) * 2**31 >> 32
 
-    def _see(self, memory: memoryview, at: int) -> None:
-        self.cpu = memory[at : at + self.CPU_SIZE]
+    def see(self, mfn: int, offset: int) -> None:
+        """The first CPU's part is what lies there."""
+        self.place, at = (mfn, offset), mfn * FRAME + offset
+        self.cpu = self._memory[at : at + self.CPU_SIZE]
         self.cpu_words, self.cpu_quads = self.cpu.cast("I"), self.cpu.cast("Q")
+
+    @property
+    def moved(self) -> bool:
+        """The first CPU's part lies in a page of the guest's."""
+        return self.place[0] != self.mfn
 
     def move(self, mfn: int, offset: int) -> None:
         """The first CPU's part lies in another frame from now on. All events are said to be pending, so that none gets lost."""
-        before, self.moved = bytes(self.cpu), True
-        self._see(self._memory, mfn * FRAME + offset)
+        before = bytes(self.cpu)
+        self.see(mfn, offset)
         self.cpu[:] = before
         self.cpu[_PENDING], self.cpu_words[_SELECTOR] = 1, 0xFFFFFFFF
 

@@ -61,14 +61,14 @@ class Paravirtual:
 
     def start(self, start: Start) -> None:
         """Takes over the CPU: state, hooks, control registers."""
-        machine, state, domain = self.machine, self.state, start.domain
-        assert domain is not None
+        machine, state = self.machine, self.state
         machine.enter_long_mode(self.mmu.cr3)
         machine.set_cr0(_CR0)
         machine.set_cr4(_CR4)
         self.monitor = self.vm.monitor
         self._own_names = vars(self.monitor)  # "handle" is among them while somebody watches
-        self.domain.start(domain)
+        if start.domain is not None:  # a domain that is made of a snapshot has begun already
+            self.domain.start(start.domain)
         self.domain.descriptors.enter()
         machine.on_interrupt, machine.on_invalid = self._on_interrupt, self._on_invalid
         machine.on_port, machine.on_cpuid = self._on_port, self._on_cpuid
@@ -134,9 +134,17 @@ class Paravirtual:
             (self.counter or self.machine).run()
 
     def settle(self) -> None:
-        """The CPU stops between two instructions only."""
+        """The CPU stops between two instructions only, but maybe before the one that is to be stepped."""
         if self.port_fault is not None:
             self._end_port_access()
+        while (done := self.after_step) is not None and self.vm.stopped is None:
+
+            def end(completed: bool, done: Callable[[bool], None] = done) -> None:
+                done(completed)
+                self.machine.stop()
+
+            self.after_step = end
+            (self.counter or self.machine).run()
         self.synchronize()
 
     def restored(self) -> None:
