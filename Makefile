@@ -40,6 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo '$(PYTHON): no venv and ensurepip; on Debian: apt-get install python3-venv (or name another with make PYTHON=...)' >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@$(PY) -m compileall -q bt vmm tools guest_kernels  # where Python is told to keep no bytecode, each start would compile all again
 	@touch $@
 
 demo: setup

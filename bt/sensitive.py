@@ -7,7 +7,7 @@ instructions; SDM 3A 5.9 "Privileged Instructions"; SDM 2 for the encodings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -237,7 +237,7 @@ TABLE: tuple[Row, ...] = (*_privileged(), *_unprivileged(), *_undefined(), *_flo
 _ModRms = tuple[Row | None, ...]  # a row by ModRM byte
 
 
-def _matches(row: Row) -> tuple[int, tuple[int, ...]]:
+def _matches(row: Row) -> tuple[int, Sequence[int]]:
     """(opcode, one byte or 0Fxx; the ModRM bytes that make it this row's)."""
     parts = row.opcode.split()
     numbers = [int(part, 16) for part in parts if part not in ("m", "r") and not part.startswith("/")]
@@ -245,10 +245,12 @@ def _matches(row: Row) -> tuple[int, tuple[int, ...]]:
     opcode = 0x0F00 | numbers[1] if escaped else numbers[0]
     if len(numbers) > 1 + escaped:
         return opcode, (numbers[-1],)
-    regs = [int(part[1:]) for part in parts if part.startswith("/")] or range(8)
+    regs = [int(part[1:]) for part in parts if part.startswith("/")]
+    if not regs and parts[-1] not in ("m", "r"):
+        return opcode, range(0x100)
     first = 0xC0 if parts[-1] == "r" else 0
     last = 0xC0 if parts[-1] == "m" else 0x100
-    return opcode, tuple(m for top in range(first, last, 0x40) for reg in regs for m in range(top | reg << 3, (top | reg << 3) + 8))
+    return opcode, tuple(m for top in range(first, last, 0x40) for reg in regs or range(8) for m in range(top | reg << 3, (top | reg << 3) + 8))
 
 
 _MATCHES = sorted(((*_matches(row), row) for row in TABLE), key=lambda match: -len(match[1]))

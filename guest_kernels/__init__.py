@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -59,9 +60,13 @@ class Guest:
 
 def kernels(platform: str = "pc") -> dict[str, Guest]:
     """The bundled guests for a platform by name, in the order of guests.toml; "any" for those of every one."""
+    return {name: guest for name, guest in _all().items() if platform in ("any", guest.platform)}
+
+
+@cache
+def _all() -> dict[str, Guest]:
     rows: dict[str, _Row] = tomllib.loads((FOLDER / "guests.toml").read_text(encoding="utf-8"))
-    guests = {name: _guest(name, row) for name, row in rows.items()}
-    return {name: guest for name, guest in guests.items() if platform in ("any", guest.platform)}
+    return {name: _guest(name, row) for name, row in rows.items()}
 
 
 def missing_line(printed: str, expected: tuple[str, ...]) -> str | None:

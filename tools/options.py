@@ -158,3 +158,35 @@ def _size(option: str, text: str, plain: str) -> int:
     if not number.isascii() or not number.isdigit() or len(number) > 12:
         raise InputError(f"{option} {text}: not a size")
     return int(number) * _UNITS[unit]
+
+
+def for_each(option: str, text: str | None, count: int) -> list[str | None]:
+    """The values of "a,b,c" for so many guests in their order; one value is everybody's, and an empty one stands as the default."""
+    if count == 1:
+        return [text]
+    values = [value or None for value in (text or "").split(",")]
+    if len(values) == 1:
+        return values * count
+    if len(values) != count:
+        raise InputError(f"{option} {text}: {len(values)} values for {count} kernels")
+    return values
+
+
+def for_one(option: str, texts: Sequence[str], count: int) -> list[list[str]]:
+    """The values for each guest out of "2:FILE": what is behind the number of the kernel, counted from 1. A single guest's are as they stand."""
+    if count == 1:
+        return [list(texts)]
+    values: list[list[str]] = [[] for _ in range(count)]
+    for text in texts:
+        number, colon, value = text.partition(":")
+        if not colon or not number.isascii() or not number.isdigit() or not 1 <= int(number[:4]) <= count:
+            raise InputError(f"{option} {text}: of several kernels, say which: {option} 1:{text if not colon else value}")
+        values[int(number) - 1].append(value)
+    return values
+
+
+def refuse(given: Mapping[str, object], why: str = "goes with one kernel") -> None:
+    """Raises InputError for an option that was given and does not go here."""
+    for option, value in given.items():
+        if value:
+            raise InputError(f"{option}: {why}")

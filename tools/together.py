@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -56,38 +56,6 @@ def names_of(kernels: Sequence[str]) -> list[str]:
             name, number = f"{plain}-{number}", number + 1
         names.append(name)
     return names
-
-
-def for_each(option: str, text: str | None, count: int) -> list[str | None]:
-    """The values of "a,b,c" for so many guests in their order; one value is everybody's, and an empty one stands as the default."""
-    if count == 1:
-        return [text]
-    values = [value or None for value in (text or "").split(",")]
-    if len(values) == 1:
-        return values * count
-    if len(values) != count:
-        raise InputError(f"{option} {text}: {len(values)} values for {count} kernels")
-    return values
-
-
-def for_one(option: str, texts: Sequence[str], count: int) -> list[list[str]]:
-    """The values for each guest out of "2:FILE": what is behind the number of the kernel, counted from 1. A single guest's are as they stand."""
-    if count == 1:
-        return [list(texts)]
-    values: list[list[str]] = [[] for _ in range(count)]
-    for text in texts:
-        number, colon, value = text.partition(":")
-        if not colon or not number.isascii() or not number.isdigit() or not 1 <= int(number[:4]) <= count:
-            raise InputError(f"{option} {text}: of several kernels, say which: {option} 1:{text if not colon else value}")
-        values[int(number) - 1].append(value)
-    return values
-
-
-def refuse(given: Mapping[str, object], why: str = "goes with one kernel") -> None:
-    """Raises InputError for an option that was given and does not go here."""
-    for option, value in given.items():
-        if value:
-            raise InputError(f"{option}: {why}")
 
 
 def run_together(parts: Sequence[Part], wishes: Wishes, *, ptys: bool) -> int:
@@ -181,7 +149,7 @@ def _show_shares(host: Host, parts: Sequence[Part]) -> None:
 
 def shares(text: str | None, count: int) -> list[float]:
     """The numbers in "3,1": each above 0."""
-    return [options.share(value or "1") for value in for_each("--share", text, count)]
+    return [options.share(value or "1") for value in options.for_each("--share", text, count)]
 
 
 def parts_of(kernels: Sequence[str], requests: Sequence[Request], share: str | None) -> list[Part]:

@@ -50,6 +50,19 @@ def test_importing_the_package_loads_no_cpu() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_run_loads_what_it_needs() -> None:
+    """No other command's modules, no other back-end's, and nothing that only reports and mistakes need: each short run would pay for it."""
+    code = "import sys; from tools.cli import status; status(['run', 'hello']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, check=True)
+    loaded = set(done.stderr.split())
+    needless = ("rich", "dask", "vmm.host", "vmm.snapshot", "tools.together", "tools.dump", "tools.compare", "tools.vms.commands", "tools.demo")
+    assert not [name for name in loaded if name.startswith(needless)]
+    assert {name for name in loaded if name.startswith("vmm.backends.")} == {name for name in loaded if name.startswith("vmm.backends.bt")} | {
+        "vmm.backends.shadowed",
+        "vmm.backends.window",
+    }
+
+
 def test_observers() -> None:
     """Each is called before its exits with an exact vCPU, the latest first, until it is ended."""
     made = loaded(kernels()["hello"].file)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from functools import cache
 
 from bt.window import CODE, DOORBELL, SLOTS
 from vmm.machine import FRAME, Machine
@@ -80,11 +81,11 @@ class Window:
 
     def place(self, use: Callable[[int], Use]) -> None:
         """Chooses a base where the guest maps nothing, the present one first; failing that, one where it maps nobody's memory. Raises NoRoom."""
-        uses = [use(region) for region in range(2048)]
+        known = cache(use)  # of few regions: the present base is free nearly always
         candidates = (self.base // REGION, *range(2040 - self.regions, 0, -2))
         for worst in (Use.FREE, Use.NOBODY):
             for first in candidates:
-                if max(uses[first : first + self.regions]) <= worst:
+                if all(known(region) <= worst for region in range(first, first + self.regions)):
                     self.base = first * REGION
                     return
         raise NoRoom
