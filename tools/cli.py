@@ -216,7 +216,7 @@ def dump(
 
 @app.command(
     epilog="Exit status: 0 compared, though a cell may say why it did not run; 1 something is worse than --against; 2 bad usage or input;"
-    " 70 a fault of ours; 130 Ctrl-C, after which what was measured is shown."
+    " 70 a fault of ours; 130 Ctrl-C, 143 SIGTERM, after which what was measured is shown."
 )
 def compare(
     kernel: Annotated[list[str] | None, typer.Argument(metavar="[KERNEL]...", help="Of nano, work, mach, xv6, linux; default: all.")] = None,
@@ -225,6 +225,7 @@ def compare(
     short: Annotated[bool, typer.Option("--short", help="A few rows and ways, in less than a minute.")] = False,
     rounds: Annotated[str, typer.Option(metavar="N", help="How often each cell is measured.")] = "3",
     timeout: Annotated[str, typer.Option(metavar="S", help="Seconds for one run of one cell.")] = "30",
+    limit: Annotated[str, typer.Option(metavar="S", help="Seconds for everything; what would take longer is measured fewer times.")] = "600",
     jobs: Annotated[str | None, typer.Option(metavar="N", help="Rows at a time; default: as many as there are processors.")] = None,
     icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions: exits are the same in every run.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON (docs/COMPARISON.md).")] = None,
@@ -249,6 +250,7 @@ def compare(
         short=short,
         rounds=options.count("--rounds", rounds),
         timeout=options.seconds(timeout),
+        limit=options.seconds(limit, "--limit"),
         processes=len(os.sched_getaffinity(0)) if jobs is None else options.count("--jobs", jobs),
         icount=icount,
         json=None if json is None else options.writable(json),

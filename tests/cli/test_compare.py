@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from tests.layers import ROOT
 from tests.require import require_file
 from tools.cli import status
+from tools.compare.model import NANO
 from tools.fetch_guests import guest
 
 
@@ -107,6 +109,7 @@ def test_counted_instructions(tmp_path: Path) -> None:
         (["--rows", "nothing"], "vmm: --rows nothing: must be of null, syscall, in, out,"),
         (["--backends", "bt,kvm"], "vmm: --backends kvm: must be of native, bt, bt-trap,"),
         (["--jobs", "0"], "vmm: --jobs 0: must be a number above 0"),
+        (["--limit", "0"], "vmm: --limit 0: must be a number of seconds above 0"),
         (["--timeout", "x"], "vmm: --timeout x: must be a number of seconds above 0"),
         (["--json", "/no/such/folder/x"], "vmm: /no/such/folder/x: no such directory: /no/such/folder"),
     ],
@@ -118,8 +121,9 @@ def test_bad_input(words: list[str], complaint: str, capfd: pytest.CaptureFixtur
     assert shown.out == "" and shown.err.startswith(complaint) and shown.err.count("\n") == 1
 
 
-def test_an_interruption_shows_what_there_is(tmp_path: Path) -> None:
-    """Ctrl-C: no further cell is run, results are written, status 130."""
+@pytest.mark.parametrize(("number", "reach"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_an_interruption_shows_what_there_is(tmp_path: Path, number: signal.Signals, reach: Callable[[int, int], None]) -> None:
+    """Ctrl-C, which a terminal sends to all, and SIGTERM: nothing more is run, results are written, and what is missing says so. Status 130, 143."""
     path = tmp_path / "found.json"
     command = [sys.executable, "-c", "from tools.cli import main; main()", "compare", "nano", "--jobs", "1", "--rounds", "50", "--json", str(path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -132,7 +136,9 @@ def test_an_interruption_shows_what_there_is(tmp_path: Path) -> None:
         end = time.monotonic() + 60
         while not any(task.joinpath("children").read_text() for task in children.iterdir()):
             assert process.poll() is None and time.monotonic() < end
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, errors = process.communicate(timeout=90)
-    assert process.returncode == 130 and "Traceback" not in errors, errors
-    assert json.loads(path.read_text())["schema"] == 1
+        reach(process.pid, number)
+        shown, errors = process.communicate(timeout=90)
+    assert process.returncode == 128 + number and "Traceback" not in errors, errors
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["row"] for row in rows] == list(NANO)
+    assert {cell["reason"] for cell in rows[-1]["cells"].values()} == {"interrupted"} and "hlt_wake: interrupted" in shown

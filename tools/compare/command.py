@@ -6,10 +6,12 @@ Knows the order of things: what can be refused is refused before anything runs, 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Final
 
 from rich.console import Console
@@ -18,18 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tools.compare import as_table
 from tools.compare.model import chosen_cells, chosen_ways
 from tools.compare.results import Comparison, comparison
-from tools.compare.runner import RowJob, RowSamples, jobs_of, measure_all
+from tools.compare.runner import Pace, RowJob, RowSamples, jobs_of, measure_all
 from tools.compare.saved import changes, path_of, read, save
 from tools.report import write_file
 
-INTERRUPTED: Final = 130
 _WIDTH: Final = 150
 """Columns where there is no terminal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be compared, as typed where it names something. timeout: seconds for one run of one cell."""
+    """What is to be compared, as typed where it names something. timeout, limit: seconds for one run of one cell, and for everything."""
 
     kernels: tuple[str, ...]
     ways: str | None
@@ -37,6 +38,7 @@ class Request:
     short: bool
     rounds: int
     timeout: float
+    limit: float
     processes: int
     icount: bool
     json: str | None = None
@@ -56,17 +58,11 @@ def compare(request: Request) -> int:
         path_of("--save", request.save)
     cells = chosen_cells(request.kernels, request.rows, chosen_ways(request.ways, request.short), request.short)
     jobs = jobs_of(cells, request.rounds, request.timeout, request.icount)
-    found: list[RowSamples] = []
-    interrupted = False
-    with _progress(jobs) as done:
-        try:
-            for row in _measured(jobs, request, done):
-                found.append(row)
-        except KeyboardInterrupt:
-            interrupted = True
-    found.sort(key=lambda row: jobs.index(row.job))
+    pace = Pace(len(jobs), request.processes, request.limit)
+    with _progress(jobs) as done, _signals(pace) as came:
+        found = sorted(_measured(jobs, request, done, pace), key=lambda row: jobs.index(row.job))
     worse = _hand_out(comparison(found, request.rounds, request.icount), request, before)
-    return INTERRUPTED if interrupted else int(worse)
+    return 128 + came[0] if came else int(worse)
 
 
 def explain_row(kernels: tuple[str, ...], row: str, ways: str | None) -> None:
@@ -79,12 +75,29 @@ def explain_row(kernels: tuple[str, ...], row: str, ways: str | None) -> None:
         explain(kernel, name, chosen)
 
 
-def _measured(jobs: list[RowJob], request: Request, done: Callable[[], object]) -> Iterator[RowSamples]:
+def _measured(jobs: list[RowJob], request: Request, done: Callable[[], object], pace: Pace) -> Iterator[RowSamples]:
     if request.cluster is None:
-        return measure_all(jobs, request.processes, done)
+        return measure_all(jobs, request.processes, done, pace)
     from tools.compare.cluster import measure_on_cluster
 
-    return measure_on_cluster(jobs, request.cluster, done)
+    return measure_on_cluster(jobs, request.cluster, done, pace)
+
+
+@contextmanager
+def _signals(pace: Pace) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end what is measured, not the command; the list has what came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        pace.stop("interrupted")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _hand_out(result: Comparison, request: Request, before: Comparison | None) -> bool:

@@ -6,24 +6,25 @@ circumstances; rows are spread over processes, or over a cluster's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import groupby
-from threading import Event
 from typing import Final
 
 from tools.compare.cell import Wanted
 from tools.compare.model import WAYS, Cell, Sample
-from tools.compare.worker import run_cell
+from tools.compare.worker import Worker
 
 _ENOUGH_NS: Final = {True: 40_000_000, False: 250_000_000}
 """CPU time that a measurement is to take, for ways of ours and for others, whose clock is read from outside."""
 _LONGEST_NS: Final = 600_000_000
 """Wall time that it is to take at most: rows that wait use little CPU time."""
+_LOOK: Final = 0.2
+"""Seconds between looks at signals."""
 _MOST: Final = 20_000_000
 _TRIES: Final = 4
-_STOPPED: Final = Sample("interrupted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,55 +47,89 @@ class RowSamples:
     samples: dict[str, list[Sample]]
 
 
+class Pace:
+    """How much time there is for a comparison, and how much of it is spent; asked by the threads that measure."""
+
+    def __init__(self, jobs: int = 1, at_a_time: int = 1, limit: float | None = None) -> None:
+        """limit: seconds for all jobs; None where nobody waits."""
+        self._began = time.monotonic()
+        self._jobs, self._at_a_time, self._limit, self._ended, self._reason = jobs, at_a_time, limit, 0, ""
+
+    def stop(self, reason: str) -> None:
+        """Nothing more is to be run, for this reason."""
+        self._reason = self._reason or reason
+
+    def ended(self) -> None:
+        """A job has come to its end."""
+        self._ended += 1
+
+    def over(self) -> str:
+        """Why nothing more is to be run; empty while there is time."""
+        if not self._reason and self._limit is not None and self._spent() > self._limit:
+            self._reason = f"left out: the comparison's {self._limit:g} s are over (--limit)"
+        return self._reason
+
+    def behind(self) -> bool:
+        """Whether so much time is spent that the jobs that are left need what further rounds of this one would take."""
+        return self._limit is not None and self._spent() > self._limit * (self._ended + self._at_a_time) / (self._jobs + self._at_a_time)
+
+    def _spent(self) -> float:
+        return time.monotonic() - self._began
+
+
 def jobs_of(cells: Iterable[Cell], rounds: int, timeout: float, icount: bool) -> list[RowJob]:
     """The jobs for cells of which those of a row follow one another."""
     grouped = groupby(cells, key=lambda cell: (cell.kernel, cell.row))
     return [RowJob(kernel, row, tuple(cell.way for cell in group), rounds, timeout, icount) for (kernel, row), group in grouped]
 
 
-def measure_row(job: RowJob, done: Callable[[], object] = lambda: None, stopped: Callable[[], bool] = lambda: False) -> RowSamples:
+def measure_row(job: RowJob, done: Callable[[], object] = lambda: None, pace: Pace | None = None) -> RowSamples:
     """Carries a job out. `done` is called for each way's warm-up and for each of its measurements, left out or not.
 
-    Once `stopped` says so nothing more is run, and what is left has that as its reason.
+    Behind its pace a row is measured once. Once all is over nothing more is run: what has been measured counts, and what has not has that as
+    its reason.
     """
+    pace = pace or Pace()
     samples: dict[str, list[Sample]] = {}
     wanted: dict[str, Wanted] = {}
-    for way in job.ways:
-        first = Wanted(Cell(job.kernel, job.row, way), None, job.timeout, job.icount)
-        found = _STOPPED if stopped() else _right_amount(first)
-        done()
-        if isinstance(found, Sample):
-            samples[way] = [found]
-            for _ in range(job.rounds):
-                done()
-        else:
-            wanted[way], samples[way] = found, []
-    for _ in range(job.rounds):
-        for way, again in wanted.items():
-            if not (samples[way] and samples[way][-1].reason):
-                samples[way].append(_STOPPED if stopped() else run_cell(again))
+    with Worker(pace.over) as worker:
+        for way in job.ways:
+            found = _right_amount(worker, Wanted(Cell(job.kernel, job.row, way), None, job.timeout, job.icount))
             done()
-    return RowSamples(job, {way: _sound(samples[way]) for way in job.ways})
+            if isinstance(found, Sample):
+                samples[way] = [found]
+                for _ in range(job.rounds):
+                    done()
+            else:
+                wanted[way], samples[way] = found, []
+        for turn in range(job.rounds):
+            left_out = turn > 0 and pace.behind()
+            for way, again in wanted.items():
+                if not left_out and not (samples[way] and samples[way][-1].reason):
+                    samples[way].append(worker.run(again))
+                done()
+    pace.ended()
+    return RowSamples(job, {way: _sound(samples[way], pace.over()) for way in job.ways})
 
 
-def measure_all(jobs: list[RowJob], processes: int, done: Callable[[], object]) -> Iterator[RowSamples]:
+def measure_all(jobs: list[RowJob], processes: int, done: Callable[[], object], pace: Pace) -> Iterator[RowSamples]:
     """Carries all jobs out, so many at a time; yields what became of each as it ends."""
-    pool, stop = ThreadPoolExecutor(processes), Event()
-    try:
-        for future in as_completed([pool.submit(measure_row, job, done, stop.is_set) for job in jobs]):
-            yield future.result()
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(processes) as pool:
+        left = {pool.submit(measure_row, job, done, pace) for job in jobs}
+        while left:
+            ended, left = wait(left, _LOOK, FIRST_COMPLETED)  # not for ever: a signal that comes just before one waits would wait as well
+            yield from (future.result() for future in ended)
 
 
-def _sound(samples: list[Sample]) -> list[Sample]:
-    """The samples, or the one that says why not all are there."""
+def _sound(samples: list[Sample], over: str) -> list[Sample]:
+    """The samples; or the one that says why not all are there, unless only time was wanting for more."""
     failed = [sample for sample in samples if sample.reason]
+    if failed and failed[0].reason == over:
+        return samples[:-1] or failed
     return failed[:1] or samples
 
 
-def _right_amount(wanted: Wanted) -> Wanted | Sample:
+def _right_amount(worker: Worker, wanted: Wanted) -> Wanted | Sample:
     """The same with a count that takes long enough to be measured; or the sample that says why there is none. This is the warm-up too.
 
     Counted instructions need no long time: there the kernel's own count stands, so that runs are the same. A boot
@@ -105,7 +140,7 @@ def _right_amount(wanted: Wanted) -> Wanted | Sample:
     ours = WAYS[wanted.cell.way].words is not None
     enough = _ENOUGH_NS[ours]
     for _ in range(_TRIES):
-        sample = run_cell(wanted)
+        sample = worker.run(wanted)
         if sample.reason:
             return sample
         if wanted.icount or sample.cpu_ns >= enough // 2 or sample.wall_ns >= _LONGEST_NS // 2 or sample.count >= _MOST:
