@@ -33,7 +33,13 @@ class Timed(Dialogue):
 
 
 def boot(
-    kernel: str, command_line: str, steps: tuple[Step, ...], folder: Path, files: dict[str, bytes] | None = None, options: Options | None = None
+    kernel: str,
+    command_line: str,
+    steps: tuple[Step, ...],
+    folder: Path,
+    files: dict[str, bytes] | None = None,
+    options: Options | None = None,
+    memory_mib: int = MEMORY_MIB,
 ) -> tuple[Vm, Timed]:
     """Boots to the shell, holds the dialogue and reboots; the run must end by that. options: of the back-end; `hw` as it is by default."""
     image = require_file(guest(kernel), "Linux (python -m tools.fetch_guests)")
@@ -42,7 +48,7 @@ def boot(
     initrd.write_bytes(make_initrd(busybox.read_bytes(), files))
     console = Timed((Step(READY), *steps))
     options = options or HwOptions()
-    vm = Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, console=console)
+    vm = Vm(machine_for(memory_mib, options), memory_mib=memory_mib, options=options, console=console)
     vm.load(str(image), append=command_line, initrd=str(initrd))
     stop = vm.run(TIMEOUT)
     assert stop.why is End.RESET, f"{stop.reason}, behind:\n{console.text[-3000:]}"

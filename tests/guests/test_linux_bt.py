@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.guests.dialogue import Step
+from tests.assembly import ENTRY, assemble
+from tests.guests.dialogue import FINISHED, Dialogue, Step
 from tests.guests.linux import OLD_PC, boot
+from tests.machine.flat import LGDT, load_flat, pack, quads
 from tests.require import missing, require_file
 from tools.fetch_guests import extras, guest
 from vmm.backends.bt import BtOptions
+from vmm.backends.bt.engine import BinaryTranslation
 from vmm.boot import linux
+from vmm.errors import InputError
+from vmm.vm import Vm, machine_for
 
 _WRONG = re.compile(r"BUG:|WARNING:|Oops|general protection")
 
@@ -24,9 +29,10 @@ _WRONG = re.compile(r"BUG:|WARNING:|Oops|general protection")
 @pytest.mark.slow
 @pytest.mark.timeout(450)
 def test_without_pae(tmp_path: Path) -> None:
-    """The kernel for old PCs: tables of two levels, no NX; packed data survives its programs."""
+    """The kernel for old PCs: tables of two levels, no NX; packed data survives its programs. Its memory goes on into the window's first place."""
     steps = (Step("# ", "md5sum /bin/busybox; gzip -c /bin/busybox | gzip -dc | md5sum\n"), Step("  -", "reboot -f\n"), Step("Restarting system"))
-    vm, console = boot("linux", OLD_PC, steps, tmp_path, options=BtOptions())
+    vm, console = boot("linux", OLD_PC, steps, tmp_path, options=BtOptions(), memory_mib=800)
+    assert isinstance(vm.backend, BinaryTranslation) and not 0xC0000000 <= vm.backend.window.base < 0xC0000000 + (800 << 20)
     sums = re.findall(r"([0-9a-f]{32})  [/-]", console.text)
     assert sums == [hashlib.md5(require_file(guest("busybox"), "BusyBox").read_bytes()).hexdigest()] * 2
     assert vm.stats.audited > 10_000 and not vm.stats.outside
@@ -108,3 +114,30 @@ def test_modules(tmp_path: Path) -> None:
     assert passed is not None and passed[2] == "0" and int(passed[1]) == 71 and passed[3] == passed[4], console.text[-3000:]
     assert "test_user_copy: tests passed" in console.text
     assert not _WRONG.search(console.text)
+
+
+_SETUP, _BEHIND = 0x90000, 0x9020  # where the boot protocol puts a kernel's real-mode part, and the segment behind its boot sector
+_REAL_MODE = {
+    ENTRY: f"{LGDT.format(0x700)}; ljmp 0x08:0x600",
+    0x500: b"\xcf",  # a BIOS that does nothing: each vector leads to this IRET
+    0x600: assemble("mov ax,0x10; mov ds,ax; mov es,ax; mov ss,ax; mov eax,cr0; and al,0xfe; mov cr0,eax; ljmp 0:0x640", 0x600, wide=False),
+    0x640: assemble(f"mov ax,{_SETUP >> 4:#x}; mov ds,ax; mov es,ax; mov ss,ax; mov sp,0xfff0; ljmp {_BEHIND:#x}:0", 0x640, wide=False),
+    0x700: pack([0x710 << 16 | 0x17, 0]),
+    0x710: quads([0, 0x00009B00_0000FFFF, 0x00009300_0000FFFF]),
+    0: pack([0x500] * 256),
+}
+
+
+def test_a_kernel_that_needs_another_cpu() -> None:
+    """The real-mode part of the 64-bit kernel, translated, finds no long mode and says so. What a user starts is refused in a line before that."""
+    image = require_file(guest("linux-amd64"), "Linux (python -m tools.fetch_guests)").read_bytes()
+    setup = bytearray(image[: (image[0x1F1] + 1) * 512])
+    setup[0x210] = 0xFF  # a boot loader without a number of its own
+    setup[0x228:0x22C] = (_SETUP + 0x8000).to_bytes(4, "little")
+    console = Dialogue([Step("requires an x86-64 CPU, but only detected an i686 CPU"), Step("use a kernel appropriate for your CPU.")])
+    vm = Vm(machine_for(16), memory_mib=16, console=console)
+    console.attach(vm)
+    load_flat(vm, _REAL_MODE | {_SETUP: bytes(setup), _SETUP + 0x8000: b"earlyprintk=serial,ttyS0,115200\0"})
+    assert vm.run(60).reason == FINISHED, console.text
+    with pytest.raises(InputError, match="64-bit x86-64 kernel, which only --backend hw runs"):
+        vm.load(str(guest("linux-amd64")))
