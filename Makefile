@@ -14,7 +14,7 @@ ifdef GUESTS
 export VMM_GUESTS := $(GUESTS)
 endif
 
-.PHONY: help setup demo test check lint types unit bench fuzz fuzz-pv isolation torture soak guests clean
+.PHONY: help setup demo test check lint types unit bench fuzz fuzz-pv isolation eight torture soak guests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo 'make check   ruff, mypy --strict and the unit tests: before each commit'
 	@echo 'make fuzz    generated guests on the bare machine and under bt, until Ctrl-C (FUZZ="--programs 20000" ends it)'
 	@echo 'make isolation   500 wild guests beside others on one machine'
+	@echo 'make eight   eight VMs with shares of their own for 30 s of CPU time, each running bundled kernels (EIGHT=300 for longer)'
 	@echo 'make fuzz-pv random hypercalls, and guests that make them, for an hour (FUZZ="--minutes 5": for five minutes)'
 	@echo 'make torture     kill -9 of a writer of disks and snapshots at 1,000 moments'
 	@echo 'make soak        Linux under binary translation for 30 minutes, busy all the time (SOAK=120 for two)'
@@ -75,6 +76,9 @@ torture: setup
 
 isolation: setup
 	$(PY) -m tests.guests.isolation 0 500
+
+eight: setup
+	$(PY) -m tests.guests.eight $(or $(EIGHT),30)
 
 soak: setup
 	$(PY) -m tests.guests.soak $(or $(SOAK),1800)

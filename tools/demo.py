@@ -25,6 +25,7 @@ TICKS = 100  # of the guest's, a second
 HEALTHY_ROUNDS = 6
 _PATIENCE = 3  # rounds' time without a line, after which the guest hangs
 _ROUND = re.compile(r"round (\d+): (\d+) random bytes")
+_MOST_SHOWN = 100  # characters of a line
 _ALARM = 300.0  # seconds, after which something is wrong with us
 GUEST = kernels("damage")["scribble"]
 
@@ -80,6 +81,11 @@ class Ear(Recorder):
             self.host.stop(Stop(End.QUIT, "heard"))
 
 
+def shown(said: str) -> str:
+    """What a damaged guest said, fit for a person's terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in said[:_MOST_SHOWN]) + ("..." if len(said) > _MOST_SHOWN else "")
+
+
 def words(seed: int, every: float, more: str = "") -> str:
     """The guest's command line: seconds between rounds as its ticks."""
     return f"seed={seed} every={max(1, round(every * TICKS))}{more}"
@@ -110,7 +116,7 @@ def judge(vm: Vm, printed: str) -> Noticed:
     stop = vm.stopped
     assert stop is not None
     if failed is not None:
-        kind, what = "exception" if "exception" in failed[1] else "wrong data", failed[1]
+        kind, what = "exception" if "exception" in failed[1] else "wrong data", shown(failed[1])
     elif stop.why is End.TIMEOUT:
         kind, what = "hang", stop.reason
     elif stop.why is End.REPORTED and stop.value == 0:
@@ -187,7 +193,7 @@ def show_scribble(seed: int, every: float, options: Options) -> int:
     host.run(_ALARM)
     noticed = judge(victim.vm, ear.text)
     for line in ear.text.replace("\r", "").splitlines():
-        print(f"victim    {line}")
+        print(f"victim    {shown(line)}")
     print(f"noticed   {noticed.kind}, {noticed.seconds:.1f} s after its start, in round {noticed.round_}: {noticed.what}")
     unseen = silent(seed, noticed.before, used)
     print(f"silent    {noticed.before:,} bytes had been written before, {unseen:,} of them in frames in use, and nobody had noticed")

@@ -5,7 +5,6 @@ Knows what Linux prints when it finds itself damaged, the host, snapshots, and w
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from tools.demo import checksum, shown
 from tools.fetch_guests import guest
 from tools.initrd import BUSYBOX, READY, make_initrd
 from vmm.backends import Options
@@ -85,7 +85,7 @@ class Onlooker(Recorder):
         if (found := _SUM.search(line)) is not None:
             self._count(found[1])
         elif self.sums and (complaint := _COMPLAINT.search(line)) is not None:
-            self._notice("the kernel's word" if "[" in line else "a program's word", complaint[0])
+            self._notice("the kernel's word" if "[" in line else "a program's word", shown(complaint[0]))
 
     def _count(self, sum_: str) -> None:
         self.expected = self.expected or sum_
@@ -160,11 +160,6 @@ def _show(system: System, seed: int, every: float) -> int:
     well = _until(host, ear, 3)
     print(f"restored  {'it works on, with the checksum as before' if well else f'IT DOES NOT WORK: {ear.noticed or victim.vm.stopped}'}")
     return 0 if sound and again == whole and well else 1
-
-
-def checksum(vm: Vm) -> str:
-    """Of all of a VM's memory."""
-    return hashlib.sha256(vm.memory.read(0, vm.memory.size)).hexdigest()
 
 
 def _until(host: Host, ear: Onlooker, sums: int, but: Resident | None = None) -> bool:

@@ -234,3 +234,10 @@ def test_a_wild_guest_harms_no_other() -> None:
     command = [sys.executable, "-m", "tests.guests.isolation", "0", "60"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout.count(": nothing\n")) == (0, 60), done.stdout
+
+
+def test_eight_for_a_while() -> None:
+    """One kernel behind the other, each with the output that it has alone. `make eight` is the full form, which looks at the shares after 30 s."""
+    command = [sys.executable, "-m", "tests.guests.eight", "1"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, cwd=ROOT, check=False)
+    assert done.stdout.count(", 0 wrong\n") == 8, done.stdout
