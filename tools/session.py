@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from tools.guest import choose, firmware, open_disks, overlays
 from vmm.backends import COUNTING, Options
 from vmm.backends.bt import BtOptions
+from vmm.backends.hw.options import HwOptions
 from vmm.boot.bios import Bios, read_bios
 from vmm.console import Console
 from vmm.devices.disk import Storage
@@ -119,6 +120,9 @@ def make(
     snapshot: Snapshot | None = None,
 ) -> Vm:
     """A VM with nothing in it, on a machine of its own; or one that can be restored to a snapshot. Raises InputError."""
+    bios = snapshot.bios if snapshot is not None else bios
+    if snapshot is not None and bios is not None and options == HwOptions():
+        options = HwOptions(mmu="nested")  # which is what a BIOS takes
     try:
         machine = machine_for(memory_mib, options)
     except OSError as error:

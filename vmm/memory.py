@@ -21,9 +21,9 @@ DESCRIPTORS = 16  # a descriptor table with shadow descriptors
 class GuestMemory:
     """`size` bytes of RAM (a multiple of the frame size) from gpa 0. identical: gpa and hpa are the same.
 
-    frames[gfn] is the hfn behind a guest frame. state[gfn] holds the uses that forbid writing to it unnoticed. When the VMM
-    writes for the guest (`write`), `before_write(gfn)` is called first for a frame whose state is not 0: it must end those uses.
-    When it could not (False), `after_write(gfn)` is called behind the write.
+    frames[gfn] is the hfn behind a guest frame; ram[gfn] is that of the RAM there, whatever is read in its place. state[gfn] holds the uses that
+    forbid writing to it unnoticed. When the VMM writes for the guest (`write`), `before_write(gfn)` is called first for a frame whose state is not
+    0: it must end those uses. When it could not (False), `after_write(gfn)` is called behind the write.
     """
 
     def __init__(self, machine: Machine, size: int, *, identical: bool = False) -> None:
@@ -31,6 +31,7 @@ class GuestMemory:
         self.size = size
         self.identical = identical
         self.frames = list(range(size // FRAME)) if identical else machine.allocate(size // FRAME)
+        self.ram = self.frames  # of its own where there is ROM
         self.count = len(self.frames)
         self.state = bytearray(self.count)
         self.memory, self.words = machine.memory, machine.words

@@ -36,10 +36,10 @@ class Rom:
         low = (LOW_END - _BELOW_1_MIB) // FRAME
         behind = (TOP - LOW_END) // FRAME
         self._rom = {gfn: memory.rom.get(gfn + behind, nothing) if gfn >= low else nothing for gfn in range(LOW // FRAME, LOW_END // FRAME)}
-        self._ram = {gfn: memory.frames[gfn] for gfn in self._rom}
+        memory.ram = list(memory.frames)
         self.behind: dict[int, int] = {}  # gfn -> hfn of the RAM that is written while ROM is read
-        bus.attach_memory(LOW, LOW_END - LOW, _Window(self, LOW))
-        bus.attach_memory(first * FRAME, len(image), _Window(self, first * FRAME))
+        bus.attach_memory(LOW, LOW_END - LOW, Window(self, LOW))
+        bus.attach_memory(first * FRAME, len(image), Window(self, first * FRAME))
 
     def set_attributes(self, pam: Sequence[int]) -> None:
         """The guest wrote PAM: seven registers of two attributes each, of which the first counts for F0000h and has one only."""
@@ -50,10 +50,10 @@ class Rom:
     def _set(self, gfn: int, attribute: int) -> None:
         memory = self.memory
         if attribute == _WRITE:
-            self.behind[gfn] = self._ram[gfn]
+            self.behind[gfn] = memory.ram[gfn]
         elif gfn in self.behind:
             self.machine.drop_frame_code(self.behind.pop(gfn))
-        hfn = self._ram[gfn] if attribute & _READ else self._rom[gfn]
+        hfn = memory.ram[gfn] if attribute & _READ else self._rom[gfn]
         if attribute == _READ | _WRITE:
             changed = memory.rom.pop(gfn, None) is not None
         else:
@@ -64,8 +64,8 @@ class Rom:
             self.nested.refresh(gfn)
 
 
-class _Window:
-    """ROM as a device: reads find it, writes go nowhere or behind it."""
+class Window:
+    """ROM as a device, from address `first` on: reads find it, writes go nowhere or behind it."""
 
     def __init__(self, rom: Rom, first: int) -> None:
         self.rom, self.first = rom, first

@@ -105,6 +105,7 @@ class Vm:
         self.icount = InstructionTime(lambda: self.backend.retired()) if icount else None
         self.clock = Clock(self.icount.now if self.icount else time_source)
         self.cpu_model = CPU_32
+        self.bios = bios
         self.backend = build(self, self.options)
         self.vcpu.msrs = self.cpu_model.msrs()
         (self.scratch_frame,) = machine.allocate(1)
@@ -126,7 +127,6 @@ class Vm:
         )
         if network is not None and self.board.adapter is not None:
             network.plug(self.clock, self.board.adapter.receive)
-        self.bios = bios
         if bios:
             self._insert_rom(bios)
         self.receive: Callable[[bytes], None] = self.board.serial.receive

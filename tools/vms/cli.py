@@ -30,11 +30,12 @@ def create(
     disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw image, up to four times; it is only read.")] = None,
     disk_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Make an empty disk of that size, such as 64M.")] = None,
     icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions.")] = False,
+    bios: Annotated[bool, typer.Option("--bios", help="KERNEL is a BIOS image, which boots a disk.")] = False,
 ) -> None:
     """Make a VM: a directory with a configuration, disks and snapshots, in VMM_HOME."""
     from tools.vms.making import Wanted, create_vm
 
-    create_vm(Wanted(name, kernel, append, initrd, memory, backend, tuple(disk or ()), disk_size, icount))
+    create_vm(Wanted(name, kernel, append, initrd, memory, backend, tuple(disk or ()), disk_size, icount, bios))
 
 
 def start(

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
-from tools.guest import choose
+from tools.guest import choose, firmware
 from tools.session import make
 from tools.technique import Technique, options_of
 from tools.vms.server import Server
 from vmm.backends import COUNTING, Options
+from vmm.boot.bios import read_bios
 from vmm.damage import scribble
 from vmm.devices.disk import Storage
 from vmm.errors import InputError
@@ -71,7 +72,8 @@ class Process:
         """How the guest is to be run."""
         config = self.config
         chosen = config.backend if config.backend != "auto" or backend is None else backend
-        return options_of(Technique(kernel=self._kernel(), backend=chosen, mmu=None if config.mmu == "auto" else config.mmu))
+        bios = self._kernel() if config.bios else None
+        return options_of(Technique(kernel=self._kernel(), bios=bios, backend=chosen, mmu=None if config.mmu == "auto" else config.mmu))
 
     def _kernel(self) -> str:
         """The kernel's name or file; relative ones are in the directory."""
@@ -81,12 +83,16 @@ class Process:
     def boot(self) -> None:
         """Makes the VM that boots the kernel, on the disks as they are."""
         config = self.config
-        guest = choose(self._kernel(), config.memory, config.append)
+        guest = firmware(self._kernel(), config.memory) if config.bios else choose(self._kernel(), config.memory, config.append)
+        bios = read_bios(guest.path) if config.bios else None
         if not self.disks:
             self.disks = self.directory.open_disks(config)
-        vm = make(config.memory, self.options(), self.disks, self.server, config.icount)
-        initrd = None if not config.initrd else os.path.join(self.directory.path, config.initrd)
-        vm.load(guest.path, append=guest.append, initrd=initrd)
+        vm = make(config.memory, self.options(), self.disks, self.server, config.icount, bios=bios)
+        if bios is not None:
+            vm.reset()
+        else:
+            initrd = None if not config.initrd else os.path.join(self.directory.path, config.initrd)
+            vm.load(guest.path, append=guest.append, initrd=initrd)
         self._take(vm)
         self._last = None
 

@@ -20,7 +20,7 @@ LARGEST: Final = 8 << 20
 _UNIT: Final = 0x1_0000
 _TOP: Final = 1 << 32
 _VGA_BIOS: Final = "vgabios-isavga.bin"
-_LARGEST_OPTION_ROM: Final = 0x1_0000
+LARGEST_OPTION_ROM: Final = 0x1_0000
 _CPU_SIGNATURE: Final = 0x0633
 _RAM: Final = 1
 
@@ -48,11 +48,16 @@ class Bios:
         return files | {f"vgaroms/{_VGA_BIOS}": self.vga_bios} if self.vga_bios else files
 
 
+def is_image(data: bytes) -> bool:
+    """Whether it has the size of one: whole units of 64 KiB, up to LARGEST."""
+    return 0 < len(data) <= LARGEST and not len(data) % _UNIT
+
+
 def read_bios(path: str) -> Bios:
     """The image in a file, with the VGA BIOS that lies beside it, as SeaBIOS is packaged. Raises InputError for a file that is none."""
     image = read_file(path, LARGEST, f"larger than {mib(LARGEST)}: no BIOS image")
-    if not image or len(image) % _UNIT:
+    if not is_image(image):
         raise InputError(f"{path}: {len(image)} bytes: a BIOS image is of whole units of 64 KiB")
     beside = os.path.join(os.path.dirname(path), _VGA_BIOS)
-    vga_bios = read_file(beside, _LARGEST_OPTION_ROM, "larger than an option ROM") if os.path.exists(beside) else b""
+    vga_bios = read_file(beside, LARGEST_OPTION_ROM, "larger than an option ROM") if os.path.exists(beside) else b""
     return Bios(path, image, vga_bios)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm.boot.bios import Bios
 from vmm.boot.symbols import Symbols
 from vmm.devices.disk import DiskError, Point, Storage
 from vmm.devices.overlay import Overlay
@@ -37,7 +38,8 @@ class Snapshot:
     identity: 128 bits of chance, as hexadecimal text. parent: the snapshot that this one tells the changes from; None: it tells all. frames: guest
     frames by number; those that neither it nor a parent has are zero. now: virtual time in nanoseconds. retired: instructions, where they were
     counted. kind: what kind of image the guest was loaded from. kernel: its name, for people. backend: what it ran under. counted: whether
-    virtual time was the number of instructions. disks: where each disk stood. domain: a paravirtual guest's.
+    virtual time was the number of instructions. disks: where each disk stood. domain: a paravirtual guest's. bios: what the machine
+    started with, if it did.
     """
 
     identity: str
@@ -54,6 +56,7 @@ class Snapshot:
     frames: dict[int, bytes]
     disks: tuple[Point, ...] = ()
     domain: DomainState | None = None
+    bios: Bios | None = None
 
     def memory(self) -> dict[int, bytes]:
         """All frames that are not zero, whichever snapshot of the chain tells of them."""
@@ -70,10 +73,6 @@ class Snapshot:
 
 def take(vm: Vm, frames: dict[int, bytes], parent: Snapshot | None = None) -> Snapshot:
     """A snapshot of a VM that has settled, with these frames of its memory. Raises InputError when there is none of such a guest."""
-    if vm.memory.rom:
-        raise InputError("snapshot: not of a machine that was started by --bios")
-    if vm.bios is not None:
-        raise InputError("snapshot: not of a guest that began in a BIOS (--bios)")
     assert vm.start is not None, "nothing is loaded"
     return Snapshot(
         identity=secrets.token_hex(16),
@@ -90,6 +89,7 @@ def take(vm: Vm, frames: dict[int, bytes], parent: Snapshot | None = None) -> Sn
         frames=frames,
         disks=_points(vm),
         domain=domain.save(vm.domain) if vm.domain else None,
+        bios=vm.bios,
     )
 
 
@@ -112,6 +112,8 @@ def restore(vm: Vm, snapshot: Snapshot, frames: Mapping[int, bytes]) -> None:
         raise InputError("--restore: a paravirtual guest, which takes --backend pv")
     if vm.domain is not None and snapshot.domain is None:
         raise InputError("--restore: not a paravirtual guest: not under --backend pv")
+    if (vm.bios is None) != (snapshot.bios is None):
+        raise InputError("--restore: a guest that began in a BIOS goes on beside it, and no other does")
     if vm.memory_size != snapshot.memory_size:
         raise InputError(f"snapshot: of a guest with {snapshot.memory_size >> 20} MiB of memory, not {vm.memory_size >> 20}")
     if [below(disk) for disk in vm.disks] != [Point(os.path.realpath(point.path), point.length) for point in snapshot.disks]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.debug_ports import DebugConsole, DebugExit, PostCode
+from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.ide import Drive, IdeChannel
 from vmm.devices.interrupts import Interrupts
 from vmm.devices.ioapic import IoApic
@@ -25,6 +26,7 @@ from vmm.devices.serial import Serial
 from vmm.devices.system_control import A20, PortA, PortB
 from vmm.devices.vga import Vga
 from vmm.lapic_page import LapicPage
+from vmm.rom import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,5 +113,7 @@ FIELDS: Mapping[type, Fields] = {
     AcpiPm: Fields(plain=("enable", "control"), wires=("_clock", "_stop")),
     PciHost: Fields(plain=("address",), parts=("functions",), wires=("_by_number",)),
     Function: Fields(plain=("config",), wires=("writable", "changed"), restored=True),
+    FwCfg: Fields(plain=_words("selected at dma_high"), wires=_words("_memory _items")),
+    Window: Fields(wires=("rom", "first")),
     ResetControl: Fields(plain=("control",), wires=("_stop",)),
 }

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, TypedDict, cast
 
+from vmm.boot.bios import LARGEST_OPTION_ROM, Bios, is_image
 from vmm.devices.disk import Point
 from vmm.errors import InputError
 from vmm.machine import FRAME
@@ -30,6 +31,7 @@ _HEADER = struct.Struct("<8sI")
 CHUNK = 256
 """Frames in a section."""
 _LONGEST_CHAIN = 1000
+_BIOS = struct.Struct("<I")  # bytes of the image, behind which the VGA's stands
 
 
 class _Meta(TypedDict):
@@ -104,7 +106,11 @@ def packed(snapshot: Snapshot, parent_file: str, folder: str) -> Iterator[bytes]
     """The sections of a snapshot, with names of files as they are from a folder."""
     frames = sorted(snapshot.frames)
     chunks = [frames[first : first + CHUNK] for first in range(0, len(frames), CHUNK)]
-    extra = {} if snapshot.domain is None else {b"DOMN": snapshot.domain}
+    extra: dict[bytes, bytes] = {}
+    if snapshot.domain is not None:
+        extra[b"DOMN"] = json.dumps(snapshot.domain).encode()
+    if snapshot.bios is not None:
+        extra[b"BIOS"] = _BIOS.pack(len(snapshot.bios.image)) + snapshot.bios.image + snapshot.bios.vga_bios
     meta: _Meta = {
         "identity": snapshot.identity,
         "parent": snapshot.parent.identity if snapshot.parent else "",
@@ -119,8 +125,10 @@ def packed(snapshot: Snapshot, parent_file: str, folder: str) -> Iterator[bytes]
         "disks": [[os.path.relpath(point.path, folder or "."), point.length] for point in snapshot.disks],
         "sections": 3 + len(extra) + len(chunks),
     }
-    for name, part in ((b"META", meta), (b"CPU ", snapshot.cpu.plain()), (b"DEVS", snapshot.devices), *extra.items()):
+    for name, part in ((b"META", meta), (b"CPU ", snapshot.cpu.plain()), (b"DEVS", snapshot.devices)):
         yield pack(name, json.dumps(part).encode())
+    for name, data in extra.items():
+        yield pack(name, data)
     for chunk in chunks:
         yield pack(b"PAGE", pages(snapshot.frames, chunk))
     yield pack(b"END ", b"")
@@ -159,7 +167,7 @@ def _read(path: str) -> tuple[str, _Meta, Sections]:
 def checked(path: str, sections: Sections) -> tuple[_Meta, Sections]:
     """What the first of the sections says, and the others. Raises InputError when they are not those of a snapshot."""
     names = [name for name, _ in sections]
-    if names[:3] != [b"META", b"CPU ", b"DEVS"] or set(names[3:]) - {b"DOMN", b"PAGE"}:
+    if names[:3] != [b"META", b"CPU ", b"DEVS"] or set(names[3:]) - {b"DOMN", b"BIOS", b"PAGE"}:
         raise InputError(f"{path}: corrupt: its sections are not those of a snapshot")
     meta = _meta(path, _json(path, sections[0][1]))
     if meta["sections"] != len(sections) or meta["memory_size"] % (1 << 20) or not 1 <= meta["memory_size"] >> 20 <= 3072:
@@ -209,12 +217,15 @@ def made(path: str, meta: _Meta, sections: Sections, parent: Snapshot | None) ->
     frames: dict[int, bytes] = {}
     count = meta["memory_size"] // FRAME
     domain: object = None
+    bios: Bios | None = None
     for name, data in sections[2:]:
         try:
             if name == b"PAGE":
                 frames.update(frames_of(data, count))
-            else:
+            elif name == b"DOMN":
                 domain = _json(path, data)
+            else:
+                bios = _bios(meta["kernel"], data)
         except Damaged as damage:
             raise InputError(f"{path}: corrupt: {damage}") from None
     if domain is not None and not isinstance(domain, dict):
@@ -234,6 +245,7 @@ def made(path: str, meta: _Meta, sections: Sections, parent: Snapshot | None) ->
         cpu=cpu,
         devices=cast("DeviceState", devices),
         domain=cast("DomainState | None", domain),
+        bios=bios,
         frames=frames,
         disks=disks,
         identity=meta["identity"],
@@ -245,6 +257,15 @@ def made(path: str, meta: _Meta, sections: Sections, parent: Snapshot | None) ->
         backend=meta["backend"],
         counted=meta["counted"],
     )
+
+
+def _bios(name: str, data: bytes) -> Bios:
+    """Raises Damaged."""
+    size = _BIOS.unpack_from(data)[0] if len(data) > _BIOS.size else 0
+    image, vga_bios = data[_BIOS.size : _BIOS.size + size], data[_BIOS.size + size :]
+    if not is_image(image) or len(image) != size or len(vga_bios) > LARGEST_OPTION_ROM:
+        raise Damaged("a BIOS that is none")
+    return Bios(name, image, vga_bios)
 
 
 def _point(path: str, point: object) -> Point:

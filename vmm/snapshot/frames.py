@@ -32,7 +32,7 @@ class Watch:
         """The same frames, without a look at them: they stay changed."""
         memory, digests = self.memory.memory, self._digests
         found: list[int] = []
-        for gfn, hfn in enumerate(self.memory.frames):
+        for gfn, hfn in enumerate(self.memory.ram):
             at = hfn * FRAME
             if hash(bytes(memory[at : at + FRAME])) != digests[gfn]:
                 found.append(gfn)
@@ -40,7 +40,7 @@ class Watch:
 
     def look_at(self, gfns: Sequence[int]) -> dict[int, bytes]:
         """What frames hold now; they have changed when they hold something else later."""
-        memory, frames = self.memory.memory, self.memory.frames
+        memory, frames = self.memory.memory, self.memory.ram
         found = {gfn: bytes(memory[frames[gfn] * FRAME : (frames[gfn] + 1) * FRAME]) for gfn in gfns}
         for gfn, held in found.items():
             self._digests[gfn] = hash(held)
@@ -50,7 +50,7 @@ class Watch:
 def fill(memory: GuestMemory, frames: Mapping[int, bytes]) -> None:
     """Makes these frames, and zeroes elsewhere, all that a memory holds that nothing has been derived from yet."""
     everything = memory.memory
-    for gfn, hfn in enumerate(memory.frames):
+    for gfn, hfn in enumerate(memory.ram):
         at = hfn * FRAME
         held = frames.get(gfn)
         if held is not None:

@@ -19,6 +19,7 @@ TEMPLATE = """\
 # A virtual machine. Changes take effect when it is started next.
 
 kernel = {kernel}       # a bundled kernel's name (vmm kernels) or a file
+bios = {bios}           # whether that file is a BIOS image instead, which boots a disk
 append = {append}       # the kernel's command line; a bundled kernel that is given none has its own
 initrd = {initrd}       # Linux's RAM disk, or boot modules
 memory = {memory}       # MiB of guest memory
@@ -36,6 +37,7 @@ class Config:
     """What a VM is made of. append: None: a bundled kernel has its own. initrd: "" for none. memory: MiB."""
 
     kernel: str
+    bios: bool = False
     append: str | None = None
     initrd: str = ""
     memory: int = 128
@@ -46,7 +48,7 @@ class Config:
 
 
 _KINDS: dict[str, type] = {
-    "kernel": str, "append": str, "initrd": str, "memory": int, "backend": str, "mmu": str, "icount": bool, "disks": list,
+    "kernel": str, "bios": bool, "append": str, "initrd": str, "memory": int, "backend": str, "mmu": str, "icount": bool, "disks": list,
 }  # fmt: skip
 _NAMES = {str: "a text in quotes", int: "a number", bool: "true or false", list: "a list of texts"}
 

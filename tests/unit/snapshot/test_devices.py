@@ -25,8 +25,9 @@ class Bench:
         self.out = bytearray()
         self.disks = [disk_image(folder / name) for name in ("a", "b", "c")]
         self.board: Board = build_board(
-            GuestRam(1 << 20), self.clock, console=self.out.extend, disks=self.disks, stop=lambda stop: None, interrupts_changed=lambda: None, date=0
-        )
+            GuestRam(1 << 20), self.clock, console=self.out.extend, disks=self.disks, stop=lambda stop: None, interrupts_changed=lambda: None, date=0,
+            firmware={"etc/one": b"1"},
+        )  # fmt: skip
         self.port = self.board.bus.port
 
 
