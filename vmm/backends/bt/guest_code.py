@@ -28,19 +28,36 @@ from vmm.x86.bits import Pte
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
+_VIEWS = 16  # leaf tables of a region that are remembered
+
 
 @dataclass(slots=True)
 class _Region:
-    """2 MiB of linear addresses with code: the pages that translations were made from, and the leaf table, with its count of changes, under
-    which they were found to lead to the same frames."""
+    """2 MiB of linear addresses with code: the pages that translations were made from, and the leaf tables, with their counts of changes, under
+    which they were all found to lead to the same frames: a kernel may have several views of itself, and change them at each system call."""
 
     pages: set[int] = field(default_factory=set)
-    leaf: Leaf | None = None
-    changes: int = 0
+    found: dict[Leaf, int] = field(default_factory=dict)
 
     def holds_under(self, leaf: Leaf | None) -> bool:
         """Whether nothing has changed below `leaf`. What lies outside RAM, or is not to be trusted, is always looked at."""
-        return leaf is not None and leaf is self.leaf and leaf.changes == self.changes and (leaf.guest >= 0 or leaf.gfn < 0)
+        return leaf is not None and self.found.get(leaf) == leaf.changes and (leaf.guest >= 0 or leaf.gfn < 0)
+
+    def note(self, leaf: Leaf | None) -> None:
+        """All pages have been looked at under `leaf`."""
+        if len(self.found) == _VIEWS:
+            self.found.clear()
+        if leaf is not None:
+            self.found[leaf] = leaf.changes
+
+    def add(self, page: int, leaf: Leaf | None) -> None:
+        """Another page, which has been looked at under `leaf` alone."""
+        if page not in self.pages:
+            held = self.holds_under(leaf) or not self.pages
+            self.pages.add(page)
+            self.found.clear()
+            if held:
+                self.note(leaf)
 
 
 class GuestCode:
@@ -103,16 +120,12 @@ class GuestCode:
             if not region.holds_under(leaf):
                 for page in list(region.pages):
                     self.verify(page)
-                self._note_leaf(number, region)
+                region.note(leaves.get(number))
 
     def _linked(self, number: int, region: _Region) -> Leaf | None:
         """The leaf table of a region that was not used yet under the present root; None when there is no such thing."""
         self.mmu.look(next(iter(region.pages)) << 12, self.user)
         return self.mmu.current.leaves.get(number)
-
-    def _note_leaf(self, number: int, region: _Region) -> None:
-        region.leaf = self.mmu.current.leaves.get(number)
-        region.changes = region.leaf.changes if region.leaf is not None else 0
 
     def page_invalidated(self, page: int) -> None:
         """INVLPG: translations of this page must still be what its address leads to."""
@@ -170,10 +183,7 @@ class GuestCode:
             self.verify(page)
         if page not in self.pages:
             self.pages[page] = gfn
-            region = self.regions.setdefault(page >> 9, _Region())
-            if not region.pages:
-                self._note_leaf(page >> 9, region)
-            region.pages.add(page)
+            self.regions.setdefault(page >> 9, _Region()).add(page, self.mmu.current.leaves.get(page >> 9))
             slept = self.naps.pop(page, None)
             if slept == gfn:
                 self.cache.wake(gfn, page)
