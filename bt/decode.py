@@ -20,6 +20,7 @@ _CHUNK = 6  # instructions decoded at once by Capstone, behind one that needs it
 _REPNE, _REPE = 0xF2, 0xF3
 _STRINGS = frozenset((*range(0x6C, 0x70), *range(0xA4, 0xA8), *range(0xAA, 0xB0)))
 _LONGEST = 15  # bytes of an instruction
+_XBEGIN = 0xC7  # among others
 
 _capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
 _capstone_16 = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_16)
@@ -61,10 +62,8 @@ class Instruction:
     @property
     def text(self) -> str:
         """The instruction as a person reads it."""
-        engine = _capstone_64() if self.long else _capstone if self.wide else _capstone_16
-        for _, _, mnemonic, operands in engine.disasm_lite(self.raw, self.address, 1):
-            return f"{mnemonic} {operands}" if operands else mnemonic
-        return self.raw.hex()
+        relative = self.opcode & 0xFFF0 in (0x70, 0xE0, 0x0F80) or self.opcode == _XBEGIN
+        return _text(self.raw, self.address if relative else 0, self.wide, self.long)
 
     @property
     def operand_size(self) -> int:
@@ -97,6 +96,15 @@ class Instruction:
         size = 1 if opcode < 0x100 and opcode & 0xF0 in (0x70, 0xE0) and opcode not in (0xE8, 0xE9) else width
         target = self.next + int.from_bytes(self.raw[-size:], "little", signed=True)
         return target & (0xFFFF if width == 2 else 0xFFFFFFFF)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _text(raw: bytes, address: int, wide: bool, long: bool) -> str:
+    """Most texts come again and again: a dump of Linux has a million, of which one in ten is new."""
+    engine = _capstone_64() if long else _capstone if wide else _capstone_16
+    for _, _, mnemonic, operands in engine.disasm_lite(raw, address, 1):
+        return f"{mnemonic} {operands}" if operands else mnemonic
+    return raw.hex()
 
 
 def decode(code: bytes, address: int, wide: bool = True) -> Iterator[Instruction]:

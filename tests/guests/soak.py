@@ -36,7 +36,7 @@ while [ $(now) -lt $until ]; do
 done
 echo behind $n rounds
 """
-_GROWTH = 1.10  # of this process's memory from the middle of the run to its end
+GROWTH = 1.10  # of this process's memory from the middle of the run to its end
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         rounds, memory, _ = soak(int(arguments[0]) if arguments else 1800, Path(folder))
     middle, last = memory[len(memory) // 2] if memory else 0, memory[-1] if memory else 0
     print(f"{rounds} rounds, all right; {middle >> 20} MiB in the middle, {last >> 20} MiB at the end")
-    return int(last > _GROWTH * middle)
+    return int(last > GROWTH * middle)
 
 
 if __name__ == "__main__":
