@@ -225,7 +225,7 @@ def compare(
     short: Annotated[bool, typer.Option("--short", help="A few rows and ways, in less than a minute.")] = False,
     rounds: Annotated[str, typer.Option(metavar="N", help="How often each cell is measured.")] = "3",
     timeout: Annotated[str, typer.Option(metavar="S", help="Seconds for one run of one cell.")] = "30",
-    limit: Annotated[str, typer.Option(metavar="S", help="Seconds for everything; what would take longer is measured fewer times.")] = "600",
+    limit: Annotated[str, typer.Option(metavar="S", help="Seconds for everything; what would take longer is measured fewer times.")] = "540",
     jobs: Annotated[str | None, typer.Option(metavar="N", help="Rows at a time; default: as many as there are processors.")] = None,
     icount: Annotated[bool, typer.Option("--icount", help="Virtual time is the number of instructions: exits are the same in every run.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON (docs/COMPARISON.md).")] = None,

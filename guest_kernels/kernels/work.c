@@ -37,6 +37,7 @@ static union {
 #define current own.current
 static struct process *const parent = own.processes, *const child = own.processes + 1;
 static struct address_space kernel_space;
+static u64 data_flag; /* of pages that are not code */
 static u32 count;
 __attribute__((noreturn)) void user_leave(u32 value); /* trap_entry.S */
 
@@ -48,7 +49,7 @@ static void show(struct process *p, u32 page, u8 *memory)
 {
     p->pages[page] = memory;
     p->own |= 1u << page;
-    page_map(&p->space, WINDOW + page * PAGE_SIZE, (u32)memory, PAGE_WRITE | PAGE_USER);
+    page_map(&p->space, WINDOW + page * PAGE_SIZE, (u32)memory, PAGE_WRITE | PAGE_USER | data_flag);
 }
 
 /* A write to a page that came by a fork: who still shares it gets a copy. */
@@ -224,7 +225,7 @@ void main(void)
     gate_set(SYSTEM_CALL, SEGMENT_PRESENT | SEGMENT_DPL(3) | GATE_INTERRUPT);
     trap_set(SYSTEM_CALL, system_call);
     trap_set(PAGE_FAULT, copy_on_write);
-    kernel_space = address_space_new(0);
+    kernel_space = space_of_kernel(&data_flag);
     address_space_load(&kernel_space);
     ide_setup();
     rows_run(rows, sizeof rows / sizeof *rows);

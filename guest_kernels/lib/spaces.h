@@ -5,7 +5,10 @@
 #define WINDOW 0x40000000u
 #define WINDOW_PAGES 512u
 
-/* A space with an empty window. `kernel` was made by address_space_new(0). */
+/* The kernel's own space, not loaded yet. Where the CPU has NX, and the command line has no "noexec=off", its tables are PAE's, only code may be
+ * executed, and *data becomes the flag that pages of data have; else 0. */
+struct address_space space_of_kernel(u64 *data);
+/* A space with an empty window. `kernel` was made by space_of_kernel or address_space_new. */
 struct address_space space_new(const struct address_space *kernel);
 /* A space whose window shows the first `pages` pages of the parent's; read-only from now on in both, so that who writes first gets a copy. */
 struct address_space space_fork(const struct address_space *parent, u32 pages);

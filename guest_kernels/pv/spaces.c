@@ -49,6 +49,13 @@ static u64 *tables_new(const struct address_space *like, u64 *window)
     return top;
 }
 
+/* A domain has no NX. */
+struct address_space space_of_kernel(u64 *data)
+{
+    *data = 0;
+    return address_space_new(0);
+}
+
 struct address_space space_new(const struct address_space *kernel) { return (struct address_space){(u32)tables_new(kernel, page_take()), 1}; }
 
 struct address_space space_fork(const struct address_space *parent, u32 pages)

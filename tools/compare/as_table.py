@@ -5,7 +5,7 @@ Knows how numbers are made readable. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
@@ -19,6 +19,8 @@ from tools.compare.results import OURS, CellResult, Comparison, RowResult
 from tools.compare.saved import TOLERANCE, Change
 
 _UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+_PADDING: Final = 3
+"""Columns between two of a table, and at its edges."""
 MODELLED_ON: Final = "prescott"
 
 
@@ -36,13 +38,33 @@ def show(found: Comparison, console: Console) -> None:
 
 def _reading(console: Console, found: Comparison, ways: Sequence[str], title: str, text: Callable[[CellResult], str]) -> None:
     console.print(Text(title, style="bold"))
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("row")
-    for way in ways:
-        table.add_column(way, justify="right", no_wrap=True)
-    for row in found.rows:
-        table.add_row(row.row, *(_shown(row, way, text) for way in ways))
-    console.print(table)
+    cells = {way: [_shown(row, way, text) for row in found.rows] for way in ways}
+    names = [row.row for row in found.rows]
+    for group in _side_by_side({way: _width(way, *column) for way, column in cells.items()}, console.width - _width("row", *names) - _PADDING):
+        table = Table(box=SIMPLE_HEAD)
+        table.add_column("row", no_wrap=True)
+        for way in group:
+            table.add_column(way, justify="right", no_wrap=True)
+        for line in zip(names, *(cells[way] for way in group)):
+            table.add_row(*line)
+        console.print(table)
+
+
+def _width(*texts: str) -> int:
+    return max(map(len, texts)) + _PADDING
+
+
+def _side_by_side(widths: Mapping[str, int], room: int) -> list[list[str]]:
+    """The ways in groups of which each fits beside the names of rows; those that do not stand in a table below."""
+    groups: list[list[str]] = [[]]
+    left = room
+    for way, width in widths.items():
+        if width > left and groups[-1]:
+            groups.append([])
+            left = room
+        groups[-1].append(way)
+        left -= width
+    return groups
 
 
 def _shown(row: RowResult, way: str, text: Callable[[CellResult], str]) -> str:

@@ -38,7 +38,7 @@ def on_unicorn(wanted: Wanted) -> Sample:
     engine.mem_map(0, _MEMORY, unicorn.UC_PROT_ALL)
     for segment in elf.segments:
         engine.mem_write(segment.paddr, image[segment.offset : segment.offset + segment.filesz])
-    text = command_line(wanted).encode() + b"\0"
+    text = command_line(wanted).encode() + b" noexec=off\0"  # one map that may be written and executed, as scripts have it
     engine.mem_write(_COMMAND_LINE, text)
     engine.mem_write(_INFORMATION, b"".join(word.to_bytes(4, "little") for word in (1 << 2, 0, 0, 0, _COMMAND_LINE)))
     engine.reg_write(x86.UC_X86_REG_EAX, _LOADED_BY_MULTIBOOT)

@@ -7,7 +7,7 @@ circumstances; rows are spread over processes, or over a cluster's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -23,6 +23,8 @@ _LONGEST_NS: Final = 600_000_000
 """Wall time that it is to take at most: rows that wait use little CPU time."""
 _LOOK: Final = 0.2
 """Seconds between looks at signals."""
+_STEADY_NS: Final = 3_000_000_000
+"""CPU time from which on a run says enough by itself: it is not repeated."""
 _MOST: Final = 20_000_000
 _TRIES: Final = 4
 
@@ -105,7 +107,7 @@ def measure_row(job: RowJob, done: Callable[[], object] = lambda: None, pace: Pa
         for turn in range(job.rounds):
             left_out = turn > 0 and pace.behind()
             for way, again in wanted.items():
-                if not left_out and not (samples[way] and samples[way][-1].reason):
+                if not left_out and _again(samples[way]):
                     samples[way].append(worker.run(again))
                 done()
     pace.ended()
@@ -119,6 +121,11 @@ def measure_all(jobs: list[RowJob], processes: int, done: Callable[[], object], 
         while left:
             ended, left = wait(left, _LOOK, FIRST_COMPLETED)  # not for ever: a signal that comes just before one waits would wait as well
             yield from (future.result() for future in ended)
+
+
+def _again(samples: Sequence[Sample]) -> bool:
+    """Whether one more would tell more."""
+    return not samples or not samples[-1].reason and samples[-1].cpu_ns < _STEADY_NS
 
 
 def _sound(samples: list[Sample], over: str) -> list[Sample]:
