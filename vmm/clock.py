@@ -33,10 +33,11 @@ class Alarm:
 
 
 class Clock:
-    """Virtual time with alarms. All times are nanoseconds since the VM's start."""
+    """Virtual time with alarms. All times are nanoseconds since the VM's start. real: it passes whether or not the VM runs."""
 
     def __init__(self, source: Callable[[], int] | None = None) -> None:
         """`source` returns the time, and never goes back; None means real time from now on."""
+        self.real = source is None
         self._source = source if source is not None else real_time()
         self._heap: list[tuple[int, int, Alarm]] = []
         self._order = 0

@@ -229,8 +229,8 @@ class Pit:
     def set_gate2(self, level: bool) -> None:
         self.counters[2].set_gate(level, self._clock.now())
 
-    def output2(self) -> bool:
-        return self.counters[2].output(self._clock.now())
+    def output2(self, now: int) -> bool:
+        return self.counters[2].output(now)
 
     def _control(self, word: int, now: int) -> None:
         select = word >> 6

@@ -13,6 +13,8 @@ from vmm.devices.stop import Stop, StopKind
 REFRESH_PERIOD = 15_085
 """Nanoseconds between two changes of the refresh toggle; old delay loops count them."""
 
+_STALL = 8  # times the distance of two reads, and it was no guest that polled
+
 
 class A20:
     """The A20 gate, which the 8042 and port 92h both set. PC firmware leaves it open. `changed` is called with every change."""
@@ -39,14 +41,28 @@ class PortB:
         self._clock = clock
         self._pit = pit
         self.control = 0
+        self._polls: tuple[int, int] | None = None  # when the output was read last, and before that, while it was low
 
     def access(self, offset: int, size: int, value: int | None) -> int:
         if value is None:
-            toggle = self._clock.now() // REFRESH_PERIOD & 1
-            return self.control | toggle << 4 | self._pit.output2() << 5
+            now = self._clock.now()
+            return self.control | (now // REFRESH_PERIOD & 1) << 4 | self._output2(now) << 5
         self.control = value & 0x0F
         self._pit.set_gate2(bool(value & 1))
         return 0
+
+
+    def _output2(self, now: int) -> bool:
+        """The output of timer 2. To a guest that polls it, in real time, a rise in a stall of the host shows with the second read behind the stall.
+
+        Linux measures its TSC by such a loop, and takes the last time that it read with the output low for the end. It gives up when
+        one round took ten times as long as another: so it is to see the round that the stall was in, or its clock goes fast ever after.
+        """
+        polls, self._polls = self._polls, None
+        if not self._pit.output2(now):
+            self._polls = now, polls[0] if polls else 0
+            return False
+        return polls is None or not self._clock.real or now - polls[0] <= _STALL * (polls[0] - polls[1])
 
 
 class PortA:

@@ -84,7 +84,7 @@ FIELDS: Mapping[type, Fields] = {
     ),
     A20: Fields(plain=("enabled",), wires=("changed",), restored=True),
     PortA: Fields(plain=("control",), parts=("_a20",), wires=("_stop",)),
-    PortB: Fields(plain=("control",), wires=_words("_clock _pit")),
+    PortB: Fields(plain=("control",), wires=_words("_clock _pit _polls")),
     Serial: Fields(
         plain=_words("divisor ier lcr mcr fcr scratch msr overrun transmit_pending fifo backlog level"), wires=_words("_console _line")
     ),

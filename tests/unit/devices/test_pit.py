@@ -200,18 +200,18 @@ def test_gate_rise_restarts_mode_3_and_triggers_mode_1(bench: Bench) -> None:
     bench.port_b.access(0, 1, 1)
     bench.load(2, 3, 1000)
     bench.to(700)
-    assert not bench.pit.output2()
+    assert not bench.pit.output2(bench.time)
     bench.port_b.access(0, 1, 0)
-    assert bench.pit.output2()
+    assert bench.pit.output2(bench.time)
     bench.port_b.access(0, 1, 1)
-    assert bench.pit.output2()
+    assert bench.pit.output2(bench.time)
     bench.port_b.access(0, 1, 0)
     bench.load(2, 1, 100)
-    assert bench.pit.output2()
+    assert bench.pit.output2(bench.time)
     bench.port_b.access(0, 1, 1)
-    assert not bench.pit.output2()
+    assert not bench.pit.output2(bench.time)
     bench.time += nanoseconds(101)
-    assert bench.pit.output2()
+    assert bench.pit.output2(bench.time)
 
 
 def test_refresh_toggles(bench: Bench) -> None:
@@ -234,3 +234,26 @@ def test_whatever_a_guest_writes(steps: list[tuple[int, int, int]]) -> None:
         bench.clock.run_due()
         due = bench.clock.next_deadline()
         assert due is None or due > bench.time
+
+
+@pytest.mark.parametrize(("gaps", "shown"), [
+    ((1500, 1500, 1500, 10_000_000, 1500), [0, 0, 0, 0, 1]),
+    ((1500, 1500, 1500, 9_994_000, 11_000, 1500), [0, 0, 0, 0, 1, 1]),
+    ((1500, 1500, 9_992_000, 20_000, 1500), [0, 0, 0, 1, 1]),
+    ((9_990_000, 5000, 6000, 5000), [0, 0, 1, 1]),
+    ((9_990_000, 1_000_000), [0, 1]),
+    ((20_000_000,), [1]),
+])  # fmt: skip
+@pytest.mark.parametrize("real", (True, False))
+def test_a_stall_while_the_output_is_polled(bench: Bench, gaps: tuple[int, ...], shown: list[int], real: bool) -> None:
+    """A rise within a round that took far longer than the one before shows one read later, in real time; otherwise at once."""
+    bench.clock.real = real
+    bench.port_b.access(0, 1, 1)
+    bench.load(2, 0, 11_932)  # 10 ms
+    reads = []
+    for gap in gaps:
+        bench.time += gap
+        reads.append(bench.port_b.access(0, 1, None) >> 5 & 1)
+    if not real:
+        shown = [int(sum(gaps[: n + 1]) >= 10_000_153) for n in range(len(gaps))]
+    assert reads == shown
