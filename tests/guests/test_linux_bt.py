@@ -41,8 +41,12 @@ def test_without_pae(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(450)
-@pytest.mark.parametrize("line", ("console=ttyS0 pti=off", "console=ttyS0 nokaslr pti=on"), ids=("kaslr", "pti"))
-def test_from_the_entry_of_the_image(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "line"),
+    (("linux-pae", "console=ttyS0 pti=off"), ("linux-pae", "console=ttyS0 nokaslr pti=on"), ("linux", "console=ttyS0")),
+    ids=("kaslr", "pti", "kaslr-without-pae"),
+)
+def test_from_the_entry_of_the_image(kernel: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decompressor, translated, chooses where the kernel goes; local and I/O APIC are used; a panic's back-trace says where it came from."""
     monkeypatch.setattr(linux, "_UNPACKERS", ())
     steps = (
@@ -50,7 +54,7 @@ def test_from_the_entry_of_the_image(line: str, tmp_path: Path, monkeypatch: pyt
         Step("IO-APIC", "dmesg | grep isolation; echo c >/proc/sysrq-trigger\n"),
         Step("Rebooting in 1 seconds"),
     )
-    _, console = boot("linux-pae", f"{line} panic=1", steps, tmp_path, options=BtOptions())
+    _, console = boot(kernel, f"{line} panic=1", steps, tmp_path, options=BtOptions())
     text = re.search(r"([0-9a-f]{8}) T _text", console.text)
     assert text is not None and (text[1] == "c1000000" or "nokaslr" not in line)
     assert ("page tables isolation: enabled" in console.text) == ("pti=on" in line)
