@@ -52,3 +52,17 @@ def test_a_page_that_one_view_changes_is_noticed(ring: int) -> None:
     finish(vm)
     assert words(vm, LOG, 1) == [0x206]
     assert words(vm, IDENTITY + 4 * (FIRST >> 12), 1)[0] >> 12 == FIRST >> 12
+
+
+@pytest.mark.parametrize("ring", (1, 3))
+def test_a_new_address_space_knows_the_kernel(ring: int) -> None:
+    """Regions for which a new directory says what the one before it says are linked at once: no fault finds them again."""
+    counts = []
+    for spaces in (1, 9):
+        made = {VIEW + 0x1000 * n: pack([IDENTITY | 0x23, USER_TABLE | 0x27]) for n in range(spaces)}  # accessed, as the first one has become
+        loads = "; ".join(f"mov eax,{at}; mov cr3,eax; mov eax,[{LOG}]; inc ebx" for at in made)
+        vm = flat_vm(small_kernel(f"xor ebx,ebx; {loads}; mov [{LOG}],ebx; {FINISH}") | made, ring=ring)
+        finish(vm)
+        assert words(vm, LOG, 1) == [spaces]
+        counts.append(vm.stats.architectural["hidden page fault"])
+    assert counts[0] == counts[1]

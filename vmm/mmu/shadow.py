@@ -117,9 +117,24 @@ class ShadowMmu:
 
         Everything out of sync is brought back into sync, the root of the new tables is made current and loaded.
         """
-        self.current = self._root(user and self.deprivileged)
+        before, self.current = self.current, self._root(user and self.deprivileged)
         self._resync()
+        if not self.current.leaves:
+            self._inherit(self.current, before)
         self.machine.set_cr3(self.current.cr3)
+
+    def _inherit(self, root: Root, before: Root) -> None:
+        """A new root gets the regions for which its directories say what those of the root before it say: nearly always the guest's kernel.
+
+        Such an entry has its accessed bit. Without this, each new process of Linux takes some 20 faults to find its kernel again.
+        """
+        if self.copies or before.late or before.user != root.user or len(before.key) != len(root.key) or not self.paging.enabled:
+            return
+        for region, leaf in before.leaves.items():
+            if (leaf.guest >= 0 or leaf.gfn < 0) and self._entry(root.key, region) == self._entry(before.key, region):
+                leaf.links.add((root, region))
+                root.leaves[region] = leaf
+                self.quads[root.directories[region >> 9] + (region & 511)] = leaf.hfn << 12 | TABLE_ENTRY
 
     def switch(self, user: bool) -> None:
         """Changes between the user's and the kernel's table of the same guest table (`--ring 3`)."""
@@ -334,13 +349,14 @@ class ShadowMmu:
 
     def directory_entry(self, region: int) -> int:
         """The guest's current directory entry for a region of 2 MiB; with paging off one that maps it to itself."""
-        paging, memory = self.paging, self.memory
-        if not paging.enabled:
-            return region << 21 | _P | Pte.PS
-        if not paging.pae:
-            return memory.read32((paging.cr3 & 0xFFFFF000) + 4 * (region >> 1))
-        pdpte = paging.pdptes[region >> 9]
-        return memory.read64((pdpte & 0xFFFFFFFFFF000) + 8 * (region & 511)) if pdpte & _P else 0
+        return self._entry(self._key(False), region) if self.paging.enabled else region << 21 | _P | Pte.PS
+
+    def _entry(self, key: tuple[int, ...], region: int) -> int:
+        """The guest's directory entry for a region under the root of a key."""
+        if not self.paging.pae:
+            return self.memory.read32(key[1] + 4 * (region >> 1))
+        pdpte = key[1 + (region >> 9)]
+        return self.memory.read64((pdpte & 0xFFFFFFFFFF000) + 8 * (region & 511)) if pdpte & _P else 0
 
     # -- fills -----------------------------------------------------------------------------------------------------------------
 
