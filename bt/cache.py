@@ -290,6 +290,11 @@ class TranslationCache:
         for translation in self.pages.pop(gfn, ()):
             self._kill(translation, gfn)
 
+    def retire(self, translation: Translation) -> None:
+        """Takes one translation out of use for good: another is to be made of its code."""
+        self._kill(translation, -1)
+        self.asleep[translation.mode.index << 32 | translation.block.entry].remove(translation)
+
     def _kill(self, translation: Translation, gfn: int) -> None:
         self.invalidated += 1
         translation.alive = False

@@ -13,7 +13,7 @@ from bt.block import SPILLED, Site, SiteKind, Translation
 from bt.decode import Instruction
 from bt.emit import TRAP
 from bt.listing import REGISTERS
-from bt.sensitive import Row, Treatment
+from bt.sensitive import ADAPTED, Row, Treatment
 from bt.window import CODE, DOORBELL, FLAGS_CLASS, LOADABLE, RING_3, SAME_CODE, SLOTS, WORD_BY_NAME, Word
 
 _IF = Word.FLAGS + 1
@@ -93,6 +93,8 @@ class Explainer:
 
     def _trap(self, site: Site) -> str:
         match site.kind:
+            case SiteKind.CALLOUT if site.row is ADAPTED:
+                return "trap: the VMM makes this access, which kept faulting"
             case SiteKind.CALLOUT:
                 return f"trap: the VMM emulates {site.row.name if site.row else 'the instruction'}"
             case SiteKind.CHAIN:

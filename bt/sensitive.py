@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from bt.decode import OPERAND_SIZE, Instruction
+
 
 class Class(Enum):
     """Popek and Goldberg's classes, and `FLOW` for what changes EIP and must therefore be relocated."""
@@ -289,6 +291,22 @@ def classify(opcode: int, modrm: int, unprivileged: bool = False, timed: bool = 
     """
     rows = (_TRANSLATED_TIMED if timed else _TRANSLATED_OUTSIDE if unprivileged else _TRANSLATED).get(opcode)
     return None if rows is None else rows[modrm]
+
+
+ADAPTED = Row("adapted move", "", Class.SENSITIVE, False, Treatment.CALLOUT, "kept faulting: reaches a device or a page table")
+"""The row of a move that was translated again as a callout. No opcode has it."""
+
+_MOVES = frozenset((0x88, 0x89, 0x8A, 0x8B, 0xC6, 0xC7, 0x0FB6, 0x0FB7))
+_MOVES_WITH_OFFSET = range(0xA0, 0xA4)
+
+
+def can_adapt(instruction: Instruction) -> bool:
+    """Whether an instruction may get that row: a MOV or MOVZX to or from memory, in 32-bit addressing."""
+    if not instruction.wide or instruction.prefixes & ~OPERAND_SIZE:
+        return False
+    immediate = instruction.opcode in (0xC6, 0xC7)
+    moves = instruction.opcode in _MOVES and instruction.modrm < 0xC0 and not (immediate and instruction.modrm & 0x38)
+    return moves or instruction.opcode in _MOVES_WITH_OFFSET
 
 
 def row_of(opcode: int, modrm: int) -> Row | None:

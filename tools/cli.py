@@ -62,6 +62,7 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Print exits, callouts and counts at the end.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the same as JSON (docs/JSON.md).")] = None,
     cache_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Room for translated code, such as 256K; default 16M.")] = None,
+    no_adapt: Annotated[bool, typer.Option("--no-adapt", help="Each access that faults does so always: nothing is translated again.")] = False,
     table_stores: Annotated[
         str | None, typer.Option(metavar="all|lowest", help="Under pv: page tables into which stores are emulated; Xen: the lowest.")
     ] = None,
@@ -124,6 +125,7 @@ def run(
             cache_size=cache_size,
             exit_on=exit_on,
             break_=mistakes,
+            no_adapt="" if no_adapt else None,
             table_stores=table_stores,
         )
         requests.append(
@@ -185,6 +187,7 @@ def dump(
     disk: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A raw disk image, up to four times.")] = None,
     timeout: Annotated[str, typer.Option(metavar="S", help="End the run after so many seconds.")] = "10",
     cache_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Room for translated code, such as 256K; default 16M.")] = None,
+    no_adapt: Annotated[bool, typer.Option("--no-adapt", help="Each access that faults does so always: nothing is translated again.")] = False,
 ) -> None:
     """Show guest code beside its translation, after a run of KERNEL or without one. What the guest prints is not shown."""
     from tools import options
@@ -208,7 +211,7 @@ def dump(
         modules=tuple(module or ()),
         address=None if address is None else options.address(address),
         disks=options.disks(disk or ()),
-        options=options_of(Technique(backend=backend, ring=ring, stubs=stubs, user=user, cache_size=cache_size)),
+        options=options_of(Technique(backend=backend, ring=ring, stubs=stubs, user=user, cache_size=cache_size, no_adapt="" if no_adapt else None)),
         timeout=options.seconds(timeout),
     )
     raise typer.Exit(dump_kernel(request, wanted))

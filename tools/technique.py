@@ -18,7 +18,7 @@ _LARGEST = options.LARGEST_MEMORY * options.MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Technique:
-    """The words of the command line, as typed; None where nothing was. kernel, bios: what "auto" decides by."""
+    """The words of the command line, as typed; None where nothing was, and nothing where a flag was. kernel, bios: what "auto" decides by."""
 
     kernel: str | None = None
     bios: str | None = None
@@ -30,6 +30,7 @@ class Technique:
     cache_size: str | None = None
     exit_on: str | None = None
     break_: str | None = None
+    no_adapt: str | None = None
     table_stores: str | None = None
 
 
@@ -77,13 +78,14 @@ def _suited(kernel: str | None) -> str:
 def _bt(technique: Technique) -> Options:
     from vmm.backends.bt.options import MISTAKES, BtOptions
 
-    _only(technique, "mmu", "ring", "stubs", "user", "cache_size", "break_")
+    _only(technique, "mmu", "ring", "stubs", "user", "cache_size", "break_", "no_adapt")
     options.choice("--mmu", technique.mmu or "shadow", ("shadow",), ("nested",))
     return BtOptions(
         ring=int(options.choice("--ring", technique.ring or "1", ("1", "3"))),
         stubs_in_cache=options.choice("--stubs", technique.stubs or "cache", ("cache", "trap")) == "cache",
         translate_user=options.choice("--user", technique.user or "direct", ("direct", "translate")) == "translate",
         cache_size=options.cache_size(technique.cache_size or "16M"),
+        adapt=technique.no_adapt is None,
         broken=frozenset(options.choice("--break", word, MISTAKES) for word in filter(None, (technique.break_ or "").split(","))),
     )
 
@@ -123,10 +125,10 @@ def _step(technique: Technique) -> Options:
 
 def _only(technique: Technique, *concerned: str) -> None:
     """Refuses words that the back-end can do nothing with."""
-    for name in ("mmu", "ring", "stubs", "user", "cache_size", "exit_on", "break_", "table_stores"):
+    for name in ("mmu", "ring", "stubs", "user", "cache_size", "exit_on", "break_", "no_adapt", "table_stores"):
         value = getattr(technique, name)
         if value is not None and name not in concerned:
-            raise InputError(f"--{name.rstrip('_').replace('_', '-')} {value}: --backend {technique.backend} has no such choice")
+            raise InputError(f"--{name.rstrip('_').replace('_', '-')} {value}".rstrip() + f": --backend {technique.backend} has no such choice")
 
 
 def _pv(technique: Technique) -> Options:

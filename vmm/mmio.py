@@ -24,21 +24,21 @@ def access_device_memory(vm: Vm, gpa: int, gva: int, write: bool) -> Outcome:
     size = min(size, 0x1000 - offset)
     at = frame << 12 | offset
     if reads:
-        value = _device(vm, gpa, size, None)
+        value = device_access(vm, gpa, size, None)
         machine.memory[at : at + size] = value.to_bytes(size, "little")
     unmap = vm.mmu.map_scratch(gva, frame, user=vm.vcpu.cpl == 3)
 
     def done(completed: bool) -> None:
         unmap()
         if writes and completed:
-            _device(vm, gpa, size, int.from_bytes(machine.memory[at : at + size], "little"))
+            device_access(vm, gpa, size, int.from_bytes(machine.memory[at : at + size], "little"))
 
     vm.backend.step(done)
     return RESUME
 
 
-def _device(vm: Vm, gpa: int, size: int, value: int | None) -> int:
-    """Splits what is wider than a device access into 32-bit ones."""
+def device_access(vm: Vm, gpa: int, size: int, value: int | None) -> int:
+    """Reads (value None) or writes device memory. Splits what is wider than a device access into 32-bit ones."""
     if size in (1, 2, 4):
         return vm.board.bus.memory(gpa, size, value)
     result = 0

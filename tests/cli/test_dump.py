@@ -213,3 +213,14 @@ def test_a_kernel_that_is_none(capfd: pytest.CaptureFixture[str]) -> None:
     for mode in ("--run", "--static"):
         assert status(["dump", "helo", mode]) == 2
         assert capfd.readouterr().err == "vmm: helo: neither a bundled kernel nor a file (did you mean hello?)\n"
+
+
+def test_adapted_moves(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A store that kept faulting on a device is a callout, which --hot shows with its count; --no-adapt has it fault each time."""
+    file = tmp_path / "store"
+    file.write_bytes(flat.assemble("mov ecx,100; l: mov dword ptr [0xfee00080],0x30; dec ecx; jnz l; mov al,0; out 0xf4,al", flat.ADDRESS))
+    arguments = (str(file), "--address", hex(flat.ADDRESS), "--hot")
+    adapted = dumped(capfd, *arguments)
+    (count,) = re.findall(r"(\d+) exits .* callout .*trap: the VMM makes this access, which kept faulting", adapted, re.MULTILINE)
+    assert 80 < int(count) < 100
+    assert "kept faulting" not in dumped(capfd, *arguments, "--no-adapt")

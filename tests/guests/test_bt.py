@@ -34,6 +34,7 @@ OPTIONS = {
     "ring3-translate": BtOptions(ring=3, translate_user=True),
     "ring1-trap-translate": BtOptions(stubs_in_cache=False, translate_user=True),
     "ring3-trap-translate": BtOptions(ring=3, stubs_in_cache=False, translate_user=True),
+    "ring1-no-adapt": BtOptions(adapt=False),
     "ring1-counted": BtOptions(counted=True),
     "ring3-counted-translate": BtOptions(ring=3, counted=True, translate_user=True),
 }

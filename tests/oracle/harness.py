@@ -23,6 +23,7 @@ WAYS: Final = {
     "ring3": BtOptions(ring=3, translate_user=True),
     "ring1-trap": BtOptions(stubs_in_cache=False, translate_user=True),
     "ring3-trap": BtOptions(ring=3, stubs_in_cache=False, translate_user=True),
+    "ring1-no-adapt": BtOptions(adapt=False, translate_user=True),
 }
 SAVED: Final = Path(__file__).parent / "saved"
 VECTORS: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 16, TIMER, SYSTEM_CALL, TRAP_GATE))

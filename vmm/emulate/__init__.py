@@ -6,7 +6,8 @@ Knows no back-end and no translation.
 
 from __future__ import annotations
 
-from vmm.emulate import control, fast_calls, flow, interrupts, msrs, port_access, selectors, tables, transfers, visibility
+from bt.sensitive import ADAPTED
+from vmm.emulate import control, fast_calls, flow, interrupts, moves, msrs, port_access, selectors, tables, transfers, visibility
 from vmm.emulate.control import set_cr0
 from vmm.emulate.routine import Routine, undefined
 
@@ -71,6 +72,7 @@ ROUTINES: dict[str, Routine] = {
     **{f"in {operands}": port_access.in_ for operands in ("al,n", "eax,n", "al,dx", "eax,dx")},
     **{f"out {operands}": port_access.out for operands in ("n,al", "n,eax", "dx,al", "dx,eax")},
     **dict.fromkeys(("insb", "ins", "outsb", "outs"), port_access.string),
+    ADAPTED.name: moves.move,
     "ret": flow.near_return,
     "ret n": flow.near_return,
     "jmp r/m": flow.indirect_jump,

@@ -66,6 +66,7 @@ class ShadowMmu:
         self._last_page = self._run = 0
         memory.before_write, memory.after_write = self.written, self.retrace
         self.traces, self.raw_pointer = True, False  # mistakes to be looked at (docs/EXERCISES.md): no traces; gpas taken for hpas
+        self.goes_out_of_sync = True  # a leaf table at its first write; else each write is stepped over
         self.current = self._root(user=False)
 
     # -- roots -------------------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ class ShadowMmu:
         for leaf in list(self.leaves_of.get(gfn, ())):
             if not any(self._is_current(root) for root, _ in leaf.links):
                 self._drop_leaf(leaf)
-        if self.roots_of.get(gfn):
+        if self.roots_of.get(gfn) or not self.goes_out_of_sync and self.leaves_of.get(gfn):
             self.copies.setdefault(gfn, memory.read(gfn << 12, FRAME))
             memory.state[gfn] = TABLE
             return False

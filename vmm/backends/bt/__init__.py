@@ -19,6 +19,7 @@ def build(vm: Vm, options: BtOptions) -> BinaryTranslation:
     """The back-end of a VM, with its parts under it."""
     parts = Shadowed(vm.machine, vm.memory_size, options.ring, broken=options.broken)
     backend = BinaryTranslation(vm, options, parts)
+    parts.mmu.goes_out_of_sync = options.adapt
     parts.put_under(vm, backend.words)
     if "raw-ptp" in options.broken:
         make_neighbour(vm.machine)

@@ -16,6 +16,7 @@ from bt.cache import Source, TranslationCache
 from bt.discover import LONGEST, discover
 from bt.emit import Options
 from bt.window import CODE as CODE_OFFSET
+from vmm.backends.bt.adaptation import Adaptation
 from vmm.backends.bt.options import BtOptions
 from vmm.backends.shadowed import Shadowed
 from vmm.backends.window import NoRoom, Use, Window
@@ -80,6 +81,7 @@ class GuestCode:
             Options(native_iret, options.stubs_in_cache, options.counted, user, self._timed, "popf" in options.broken),
             _nothing if "no-invalidate" in options.broken else self._protect,
         )
+        self.adaptation = Adaptation(self.cache, enabled=options.adapt and not user)
         self.words = self.window.data[:4096].cast("I")
         self.start = self.window.base + CODE_OFFSET  # linear address of the cache's first byte of code
         self.pages: dict[int, int] = {}
@@ -172,6 +174,8 @@ class GuestCode:
             if next_gfn < vm.memory.count:
                 self._enter_page(behind >> 12, next_gfn)
                 source.append((next_gfn, 0, vm.memory.read(next_gfn << 12, LONGEST)))
+        if self.adaptation.sites:
+            self.adaptation.mark(block, mode)
         first = min([i.address for i in block.instructions] + block.undecodable) - start
         last = min(max([i.next for i in block.instructions] + [a + LONGEST for a in block.undecodable]) - start, 4096)
         source.append((gfn, first, code[first:last]))

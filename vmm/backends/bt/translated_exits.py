@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from bt.block import Mode, Site, SiteKind
 from bt.cache import CacheFull
+from bt.decode import Instruction
 from bt.emit import TRAP, TRAP_VECTOR
-from bt.sensitive import classify
+from bt.sensitive import ADAPTED, classify
 from bt.window import Word
 from vmm.cpu_state import Cpu
+from vmm.emulate.moves import move_address
 from vmm.exits import DeviceMemory, PageFault, Raised, Sensitive
 from vmm.faults import GuestPageFault
+from vmm.memory import TABLE
 from vmm.mmu.tables import DeviceAccess, StepOver
 from vmm.x86.bits import Cr4, Fault, Vector
 
@@ -95,8 +98,13 @@ class TranslatedExits:
                 if self.engine.after_step is not None and site.translation.single:
                     self._step_callout(Sensitive(instruction, row))
                     return
+                plain = row is ADAPTED and self._is_plain(instruction)
                 if not self.engine.handled(Sensitive(instruction, row)):
                     return
+                if row is ADAPTED:
+                    self.code.adaptation.made(site, plain)
+                    if self.engine.mmu.unchecked_directories:
+                        self.engine.tables_changed()
                 if (
                     vcpu.cpl == self.cpl
                     and vcpu.eip == instruction.next
@@ -162,6 +170,12 @@ class TranslatedExits:
                 vcpu.eip, vcpu.cpl = site.address, site.translation.mode.cpl
                 self.engine.exit(Raised(Vector.UD))
 
+    def _is_plain(self, instruction: Instruction) -> bool:
+        """Whether an adapted access would not exit: it reaches memory that may be written, or that is only read, or faults by itself."""
+        vm = self.vm
+        mapping = vm.paging.look(move_address(vm, instruction), False)
+        return mapping is None or mapping.gpa >> 12 < vm.memory.count and not vm.memory.state[mapping.gpa >> 12] & TABLE
+
     def _step_callout(self, exit_: Sensitive) -> None:
         """The instruction to be stepped is emulated: it is done at once."""
         vcpu = self.vm.vcpu
@@ -209,11 +223,11 @@ class TranslatedExits:
                     self.engine.resume()
             case StepOver(gfn):
                 stats.architectural["directory write"] += 1
-                self.engine.recover(address)
+                self.code.adaptation.faulted(self.engine.recover(address), self.vm.vcpu.eip)
                 self.engine.step_over_directory_write(gfn)
             case DeviceAccess(gpa):
                 stats.architectural["device memory"] += 1
-                self.engine.recover(address)
+                self.code.adaptation.faulted(self.engine.recover(address), self.vm.vcpu.eip)
                 self.engine.exit(DeviceMemory(gpa, gva, bool(error & Fault.W)))
 
     def _doorbell(self, address: int) -> None:
