@@ -5,12 +5,13 @@ Times are measured elsewhere; here only counts matter, and they are the same in 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from tools.compare.cell import Wanted, measure
-from tools.compare.model import Cell, Sample
+from tools.compare.model import NANO, WORK, Cell, Sample
 
 COUNTED = ("native", "bt", "step")
 COUNT = 100
@@ -99,3 +100,12 @@ def test_counted_runs_are_the_same(row: str, way: str) -> None:
 def test_the_same_instructions_whatever_runs_them() -> None:
     """A row's work is as long under every way that counts."""
     assert len({sample("syscall", way).retired for way in ("native", "bt", "bt-3", "step")}) == 1
+
+
+@pytest.mark.parametrize("way", ("native", "bt", "bt-3-trap", "pv", "hw", "hw-shadow"))
+def test_exits_of_two_comparisons_are_the_same(way: str) -> None:
+    """Under --icount, in every row that the way can run: exits of each kind, and instructions, to the last one."""
+    for kernel, rows in (("nano", NANO), ("work", WORK)):
+        for row in rows:
+            one, two = (replace(measure(Wanted(Cell(kernel, row, way), 3, TIMEOUT, True)), cpu_ns=0, wall_ns=0) for _ in range(2))
+            assert one == two and not one.reason and one.retired, (row, one, two)
