@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.guests.dialogue import FINISHED, Dialogue, Step
+from guest_kernels import kernels
+from tests.guests.dialogue import FINISHED, Dialogue, Step, talk_at_terminal
 from tests.guests.linux import OLD_PC
 from tests.guests.linux import TIMEOUT as LINUX_TIMEOUT
 from tests.guests.test_gnumach import COMMAND_LINE, LAST_LINE
@@ -55,3 +57,20 @@ def test_three_systems(first: str, tmp_path: Path) -> None:
         assert resident.failure is None
         assert resident.vm.stopped is not None
         assert resident.vm.stopped.reason == FINISHED, f"{resident.name}: {resident.vm.stopped}: {console.text[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(int(LINUX_TIMEOUT) + 50)
+def test_three_systems_at_a_terminal(tmp_path: Path) -> None:
+    """`vmm run` with a bundled kernel, Linux and Mach, each under its own back-end: the first ends, and the keys are Linux's."""
+    initrd = tmp_path / "initrd.cpio"
+    initrd.write_bytes(make_initrd(require_file(guest("busybox"), "BusyBox (python -m tools.fetch_guests)").read_bytes()))
+    linux = require_file(guest("linux-pae"), "Linux (python -m tools.fetch_guests)")
+    xen = require_file(guest("gnumach-xen"), "GNU Mach for Xen (python -m tools.fetch_guests)")
+    command = [sys.executable, "-c", "from tools.cli import main; main()", "run", "rings", str(linux), str(xen), "--backend", "bt,hw,pv"]
+    command += ["-m", "16,256,128", "--initrd", f"2:{initrd}", "--append", f"2:{OLD_PC}"]
+    steps = (Step(f"{linux.name}: # ", "sleep 2; echo $((6*7))\n"), Step(f"{linux.name}: 42"))
+    text, _ = talk_at_terminal(command, steps, LINUX_TIMEOUT)
+    lines = text.replace("\r", "").splitlines()
+    assert set(kernels()["rings"].console) <= {line.removeprefix("rings: ") for line in lines}
+    assert any(line.startswith(f"{xen.name}: ") and LAST_LINE in line for line in lines), text
