@@ -168,3 +168,20 @@ def test_64_bit_code(code: str, opcode: int, modrm: int, rex: int, sizes: tuple[
     assert (found.operand_size, found.address_size) == sizes
     assert (found.reg, found.rm) == registers
     assert found.next == 0xFFFF_FFFF_FFFF_FFF8 + len(found.raw) & (1 << 64) - 1
+
+
+@given(st.binary(min_size=15, max_size=15), st.integers(0, 0xFFFFFF00), st.booleans())
+def test_texts_are_capstones_at_every_address(code: bytes, address: int, wide: bool) -> None:
+    """What an instruction is called depends on where it stands if it is relative, though most texts are kept for the next one with the same bytes."""
+    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32 if wide else capstone.CS_MODE_16)
+    for start in (0x1000, address):
+        for instruction in decode(code, start, wide):
+            expected = next(engine.disasm(instruction.raw, instruction.address, 1))
+            assert instruction.text == f"{expected.mnemonic} {expected.op_str}".strip()
+
+
+@pytest.mark.parametrize("code", ("ebfe", "e800000000", "0f8400000000", "e2fe", "7510", "c7f800000000", "67e300"))
+def test_relative_texts_differ(code: str) -> None:
+    """The same bytes at two addresses."""
+    texts = {next(decode(bytes.fromhex(code), address)).text for address in (0x1000, 0x2000)}
+    assert len(texts) == 2
