@@ -5,6 +5,7 @@ Knows disk images, and what a person would type and see at the serial console th
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.assembly import assemble
 from tests.guests.dialogue import Dialogue, Step
 from tests.require import require, require_file
 from tools.cli import status
+from tools.fetch_guests import guest
+from tools.initrd import READY, make_initrd
 from vmm.backends.hw import HwOptions
 from vmm.boot.bios import read_bios
 from vmm.devices.disk import Disk
@@ -22,9 +25,9 @@ from vmm.exits import End, Stop
 from vmm.vm import Vm, machine_for
 
 MEMORY_MIB = 64
-TIMEOUT = 120.0
+TIMEOUT, LINUX_TIMEOUT = 120.0, 380.0
 SEABIOS, GRUB = Path("/usr/share/seabios"), Path("/usr/lib/grub/i386-pc")
-SECTOR = 512
+SECTOR, FILES = 512, 4096
 MOVES = re.compile(r"\x1b(?:c|\[[0-9;?]*[a-zA-Z])|\r")
 
 
@@ -43,15 +46,15 @@ class Screen(Dialogue):
             super().write(text.encode("latin-1"))
 
 
-def boot(image: str, disk: Path, steps: tuple[Step, ...]) -> tuple[Vm, Screen, Stop]:
+def boot(image: str, disk: Path, steps: tuple[Step, ...], memory_mib: int = MEMORY_MIB, timeout: float = TIMEOUT) -> tuple[Vm, Screen, Stop]:
     """Starts the machine with a disk, and holds a dialogue at its serial console."""
     bios = read_bios(str(require_file(SEABIOS / image, "SeaBIOS (Debian's package seabios)")))
     options, console, drive = HwOptions(mmu="nested"), Screen(steps), Disk(str(disk))
-    vm = Vm(machine_for(MEMORY_MIB, options), memory_mib=MEMORY_MIB, options=options, disks=[drive], console=console, bios=bios)
+    vm = Vm(machine_for(memory_mib, options), memory_mib=memory_mib, options=options, disks=[drive], console=console, bios=bios)
     console.attach(vm)
     vm.reset()
     try:
-        stop = vm.run(TIMEOUT)
+        stop = vm.run(timeout)
     finally:
         drive.close()
     return vm, console, stop
@@ -119,24 +122,24 @@ def test_the_same_on_qemu(tmp_path: Path) -> None:
     assert [line for line in text.splitlines() if line.strip() in BOOTED] == list(BOOTED), text
 
 
-def grub_disk(folder: Path, terminal: str) -> Path:
-    """A disk with GRUB in its first sectors and one partition. terminal: where GRUB's prompt is to be."""
+def grub_disk(folder: Path, terminal: str, then: str = "", files: bytes = b"") -> Path:
+    """A disk with GRUB in its first sectors and one partition. terminal: where its prompt is to be. then: more commands; files: from FILES on."""
     configuration = folder / "early.cfg"
-    configuration.write_text(f"serial\nterminal_input {terminal}\nterminal_output {terminal}\n")
+    configuration.write_text(f"serial\nterminal_input {terminal}\nterminal_output {terminal}\n{then}")
     core, disk = folder / "core.img", folder / "disk"
-    modules = ("biosdisk", "part_msdos", "normal", "ls", "echo", "serial", "terminal", "reboot")
+    modules = ("biosdisk", "part_msdos", "normal", "ls", "echo", "serial", "terminal", "reboot", "linux")
     require_file(GRUB / "boot.img", "GRUB for PCs (Debian's package grub-pc-bin)")
     subprocess.run([require("grub-mkimage"), "-O", "i386-pc", "-o", str(core), "-c", str(configuration), "-p", "/", *modules], check=True, timeout=60)
     sector = bytearray((GRUB / "boot.img").read_bytes()[:SECTOR])
     partition = bytes((0, 0, 2, 0, 0x83, 0, 0, 0)) + (2048).to_bytes(4, "little") + (2048).to_bytes(4, "little")
     sector[446:510] = partition.ljust(64, b"\0")  # boot.img has code for floppies there
     sector[510:] = b"\x55\xaa"
-    image = bytearray(4096 * SECTOR)
+    image = bytearray(FILES * SECTOR)
     image[:SECTOR] = sector
     gap = core.read_bytes()
     assert len(gap) < 2047 * SECTOR
     image[SECTOR : SECTOR + len(gap)] = gap
-    disk.write_bytes(image)
+    disk.write_bytes(image + files)
     return disk
 
 
@@ -154,3 +157,30 @@ def test_grub(terminal: str, tmp_path: Path) -> None:
     )
     _, console, stop = boot("bios-256k.bin", grub_disk(tmp_path, terminal), steps)
     assert stop.why is End.RESET, f"{stop.reason}:\n{console.text}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_linux_with_its_tables(tmp_path: Path) -> None:
+    """GRUB loads Linux, which goes from real mode through its own decompressor, finds SeaBIOS's ACPI tables, works by them and powers off."""
+    files, places = b"", []
+    busybox = require_file(guest("busybox"), "BusyBox (python -m tools.fetch_guests)")
+    kernel = require_file(guest("linux-pae"), "Linux (python -m tools.fetch_guests)")
+    for data in (kernel.read_bytes(), make_initrd(busybox.read_bytes())):
+        sectors = -(-len(data) // SECTOR)
+        places.append(f"(hd0){FILES + len(files) // SECTOR}+{sectors}")
+        files += data.ljust(sectors * SECTOR, b"\0")
+    then = f"linux {places[0]} console=ttyS0\ninitrd {places[1]}\nboot\n"
+    steps = (
+        Step("ACPI: PM-Timer IO Port: 0xb008"),
+        Step("ACPI: Interpreter enabled"),
+        Step("ACPI: Using IOAPIC for interrupt routing"),
+        Step(READY),
+        Step("# ", "md5sum /bin/busybox\n"),
+        Step(hashlib.md5(busybox.read_bytes()).hexdigest()),
+        Step("# ", "poweroff -f\n"),
+        Step("never said"),
+    )
+    _, console, stop = boot("bios-256k.bin", grub_disk(tmp_path, "serial", then, files), steps, 128, LINUX_TIMEOUT)
+    assert stop.why is End.SHUTDOWN, f"{stop.reason}:\n{console.text[-3000:]}"
+    assert not re.search(r"BUG:|Call Trace|ACPI Error|ACPI BIOS Error", console.text)
