@@ -47,6 +47,7 @@ _OTHERWISE: Final = (  # texts of steps that end otherwise on QEMU 7.2, and why
     ".byte 0xf1",  # ICEBP is reported at itself, and asks for a gate that users may use
     "0xf1;",
     "cli; sti;",  # no single-step trap behind STI
+    "mov esp,0; push",
     "mov esp,2;",  # at the end of the 4 GiB a PC has its ROM
     "popfd; cpuid",  # it is another CPU
     "rdmsr",  # unknown MSRs read 0
