@@ -35,22 +35,23 @@ def moves(capfd: pytest.CaptureFixture[str], source: Talk) -> Talk:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
-def test_linux(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("backend", ("hw", "bt"))
+def test_linux(home: Path, capfd: pytest.CaptureFixture[str], backend: str) -> None:
     """Each checksum of the loop is right, before and after, and the shell answers at the target."""
     noise = random.Random(1).randbytes(100_000)
     image = require_file(guest("linux-pae"), "Linux (python -m tools.fetch_guests)")
     busybox = require_file(guest("busybox"), "BusyBox (python -m tools.fetch_guests)")
     (home / "initrd.cpio").write_bytes(make_initrd(busybox.read_bytes(), {"noise": noise}))
     for name in ("one", "two"):
-        assert status(["create", name, str(image), "-m", "128", "--append", OLD_PC, "--initrd", str(home / "initrd.cpio")]) == 0
+        assert status(["create", name, str(image), "-m", "128", "--backend", backend, "--append", OLD_PC, "--initrd", str(home / "initrd.cpio")]) == 0
     assert status(["start", "one"]) == 0
     here = Talk("one")
-    here.console.settimeout(200)
+    here.console.settimeout(300)
     here.until(READY)
     here.console.sendall(f"i=0; while [ $i -lt {TIMES} ]; do md5sum /noise; i=$((i+1)); done | sort | uniq -c; echo d''one\n".encode())
     there = moves(capfd, here)
-    there.console.settimeout(200)
+    there.console.settimeout(300)
     there.until("\ndone")
     assert f"{TIMES} {hashlib.md5(noise).hexdigest()}  /noise" in there.heard.decode()
     there.console.sendall(b"echo sti''ll\n")
@@ -73,11 +74,12 @@ def test_grub_for_xen(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_xv6(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A loop of reads and writes by its shell, from binary translation to guest mode: the file has all that was written."""
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("source, target", (("bt", "hw"), ("hw", "bt"), ("bt", "bt"), ("hw", "hw")))
+def test_xv6(home: Path, capfd: pytest.CaptureFixture[str], source: str, target: str) -> None:
+    """In the midst of its own tests, which compute, write and read back: all of them pass."""
     kernel = require_xv6("kernelmemfs")
-    for name, backend in (("one", "bt"), ("two", "hw")):
+    for name, backend in (("one", source), ("two", target)):
         assert status(["create", name, str(kernel), "-m", "256", "--backend", backend]) == 0
     assert status(["start", "one"]) == 0
     here = Talk("one")

@@ -16,6 +16,7 @@ from vmm.backends import Options
 from vmm.backends.bt import BtOptions
 from vmm.backends.bt.engine import BinaryTranslation
 from vmm.backends.hw import HwOptions
+from vmm.backends.native import NativeOptions
 from vmm.exits import End, Stop
 from vmm.snapshot import Snapshot
 from vmm.snapshot.file import read, write
@@ -24,6 +25,7 @@ from vmm.vm import Vm, machine_for
 MEMORY_MIB = 128
 LONG = 200.0
 TIMES = 200
+BT, BT_3 = BtOptions(translate_user=True), BtOptions(ring=3, translate_user=True)  # a guest that began under hw has SYSENTER: docs/QUIRKS.md 24
 
 
 class Typist:
@@ -87,27 +89,32 @@ def through_a_file(snapshot: Snapshot, path: Path) -> Snapshot:
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("kernel", ("linux-pae", "linux-amd64"))
-def test_work_goes_on(kernel: str, tmp_path: Path) -> None:
-    """A loop of checksums, interrupted twice by a snapshot that goes on in another VM; then the clock still runs, and the shell answers."""
+@pytest.mark.parametrize(
+    "kernel, ways",
+    [("linux-pae", (BT, HwOptions())), ("linux", (NativeOptions(), BT_3, HwOptions())), ("linux-amd64", (HwOptions(), HwOptions()))],
+    ids=("PAE by bt to hw", "686 by native and bt --ring 3 to hw", "amd64"),
+)
+def test_work_goes_on(kernel: str, ways: tuple[Options, ...], tmp_path: Path) -> None:
+    """A loop of checksums, begun under hw and interrupted by snapshots, each of which goes on in another VM, under another back-end where one can;
+    then the clock still runs, and the shell answers."""
     shell = at_the_prompt(kernel, tmp_path)
     vm, console = shell.vm, shell.console
     command = f"i=0; while [ $i -lt {TIMES} ]; do md5sum /noise; i=$((i+1)); done | sort | uniq -c; echo d''one\n"
     console.text, console.keys, console.wanted, vm.stopped = "", command.encode(), "", None
-    for n in range(2):
+    for n, way in enumerate(ways):
         stop = vm.run(0.3)
         assert stop.why is End.TIMEOUT
         snapshot = through_a_file(vm.snapshot(), tmp_path / str(n))
-        vm = empty(console, HwOptions())
+        vm = empty(console, way)
         vm.restore(snapshot)
         console.vm = vm
     said = console.text
-    assert "\ndone" not in said, "a fast machine was through with its work before the second snapshot"
+    assert "\ndone" not in said, "a fast machine was through with its work before the last snapshot"
     console.until(vm, "\ndone")
     assert f"{TIMES} {shell.checksum}  /noise" in said + console.text
     before = time.monotonic()
     console.until(vm, "\nafter", "sleep 1; echo a''fter\n")
-    assert 0.9 < time.monotonic() - before < 20
+    assert 0.9 < time.monotonic() - before < 100
     assert "Kernel panic" not in console.text
 
 

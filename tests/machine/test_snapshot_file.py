@@ -1,5 +1,6 @@
 """Snapshots as files: what is read is what was written; each damage is refused; a killed writer leaves the old one or the new one."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from tests.machine.small_kernel import small_kernel
 from vmm.backends.bt import BtOptions
 from vmm.errors import InputError
 from vmm.snapshot import Snapshot
+from vmm.snapshot.cpu import CpuState
 from vmm.snapshot.file import FORMAT, read, write
+from vmm.snapshot.sections import HEADER, stored, unpack
 from vmm.vm import Vm, machine_for
 
 
@@ -146,3 +149,23 @@ def test_a_writer_that_is_killed(chain: tuple[Snapshot, Snapshot], tmp_path: Pat
         writer.stdout.close()
         there = read(names[2])
         assert there.identity in {said[-1], identities[(identities.index(said[-1]) + 1) % 2]}
+
+
+def test_there_is_nothing_of_the_engine_in_it(tmp_path: Path) -> None:
+    """A file names what it holds as the manuals do; how this build of the CPU engine lays out its state is nowhere in it."""
+    vm = flat_vm(small_kernel("l: jmp l"))
+    vm.run(0.02)
+    write(str(tmp_path / "one"), vm.snapshot())
+    data, sections = (tmp_path / "one").read_bytes()[12:], {}
+    while data:
+        head, size = data[: HEADER.size], stored(data[: HEADER.size])
+        name, sections[name] = unpack(head, data[HEADER.size : HEADER.size + size])
+        data = data[HEADER.size + size :]
+    assert sections.keys() == {b"META", b"CPU ", b"DEVS", b"PAGE", b"END "}
+    cpu = json.loads(sections[b"CPU "])
+    assert cpu.keys() == CpuState.__dataclass_fields__.keys()
+    x87 = {"FPCW", "FPSW", "FPTAG", "FOP", "FIP", "FCS", "FDP", "FDS", "MXCSR"}
+    assert cpu["floats"].keys() == x87 | {f"XMM{n}" for n in range(16)} | {f"R{n}" for n in range(8)}
+    state = bytes(vm.machine.state.cast("B")[:4096])
+    runs = {state[at : at + 32] for at in range(0, len(state), 32)}
+    assert not [run for run in runs if len(set(run)) > 8 and any(run in section for section in sections.values())]

@@ -320,6 +320,7 @@ def main(arguments: list[str]) -> int:
         listening = process.listen(first[1]) if first[0] == "incoming" else None
         if first[0] == "restore":
             process.restore(first[1])
+            give_back()
         elif listening is None:
             process.boot()
     except InputError as error:

@@ -7,6 +7,7 @@ where a host that died may have left half a record, the log ends at the first ba
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zlib
@@ -175,7 +176,10 @@ class Overlay:
 
 
 def lay(path: str, below: Point) -> None:
-    """Makes an empty overlay on `below`, durable. Raises InputError when the file cannot be made, or is there already, or there is nothing below."""
+    """Makes an empty overlay on `below`, durable. Raises InputError when the file cannot be made, or is there already, or there is nothing below.
+
+    It is written beside its place, so that no half of one is ever there.
+    """
     sectors = _sectors(below)
     name = os.fsencode(os.path.relpath(below.path, os.path.dirname(path) or "."))
     head = _HEADER.pack(_MAGIC, sectors, below.length, len(name)) + name
@@ -184,13 +188,17 @@ def lay(path: str, below: Point) -> None:
     image = bytearray(_LOG)
     image[: len(head) + 4] = head + struct.pack("<I", zlib.crc32(head))
     _DURABLE.pack_into(image, _LOG // 2, 0, zlib.crc32(bytes(8)))
+    beside = f"{path}.{os.getpid()}.part"
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(file, image)
-            os.fsync(file)
+            with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(image)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(beside, path)  # which no file may have yet
         finally:
-            os.close(file)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside)
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
         try:
             os.fsync(folder)

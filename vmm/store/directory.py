@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 
 from vmm.devices.disk import Point, Storage
@@ -61,15 +62,19 @@ class Directory:
         try:
             os.makedirs(home(), exist_ok=True)
             os.mkdir(self.path)
+        except FileExistsError:
+            raise InputError(f"{self.name}: there is a VM of that name already") from None
+        except OSError as error:
+            raise InputError(f"{self.path}: {(error.strerror or str(error)).lower()}") from None
+        try:
             os.mkdir(self.file(SNAPSHOTS))
             if disk_bytes:
                 with open(self.file("disk.img"), "xb") as disk:
                     disk.truncate(disk_bytes)
             with open(self.file(CONFIG), "x", encoding="utf-8") as file:
                 file.write(text_of(config))
-        except FileExistsError:
-            raise InputError(f"{self.name}: there is a VM of that name already") from None
         except OSError as error:
+            shutil.rmtree(self.path, ignore_errors=True)
             raise InputError(f"{self.path}: {(error.strerror or str(error)).lower()}") from None
 
     def config(self) -> Config:
@@ -96,8 +101,12 @@ class Directory:
         except BlockingIOError:
             os.close(file)
             raise InputError(f"{self.name}: is running already") from None
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(file)
+            raise InputError(f"{self.file(LOCK)}: {(error.strerror or str(error)).lower()}") from None
         self._lock = file
 
     def holder(self) -> int | None:
