@@ -280,6 +280,8 @@ def demo(
 
     linux = options.choice("vmm demo", what, ("scribble", "linux")) == "linux"
     first, seconds = options.seed(seed), options.seconds(every, "--every")
+    if seconds > 600:
+        raise InputError(f"--every {every}: must be 600 s at most")
     ways = ("hw", "bt") if linux else ("bt", "step")
     technique = options_of(Technique(backend=options.choice("--backend", backend or ways[0], ways)))
     if linux:

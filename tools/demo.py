@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import signal
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
 from guest_kernels import kernels
+from tools.signals import Interruption
 from vmm.backends import Options
 from vmm.clock import SECOND
 from vmm.console import Recorder
@@ -102,6 +104,17 @@ def boot(append: str, options: Options, ear: Ear, snapshot: Snapshot | None, mac
     return vm
 
 
+def run_for(guests: Vm | Host, seconds: float) -> None:
+    """Runs a VM, or several. A signal ends that between two instructions, and then raises what it would have raised."""
+    with Interruption() as interruption:
+        interruption.watch(guests)
+        guests.run(seconds)
+    if interruption.number == signal.SIGINT:
+        raise KeyboardInterrupt
+    if interruption.number is not None:
+        raise SystemExit(128 + interruption.number)
+
+
 def checksum(vm: Vm) -> str:
     """Of all of a VM's memory."""
     return hashlib.sha256(vm.memory.read(0, vm.memory.size)).hexdigest()
@@ -145,7 +158,7 @@ def trial(seed: int, every: float, options: Options) -> Noticed:
     """One guest by itself, to the first thing that is noticed."""
     ear = Ear(_silence(every))
     vm = boot(words(seed, every), options, ear, None, machine_for(GUEST.memory_mib, options))
-    vm.run(_ALARM)
+    run_for(vm, _ALARM)
     return judge(vm, ear.text)
 
 
@@ -184,13 +197,13 @@ def show_scribble(seed: int, every: float, options: Options) -> int:
     harmless = words(0, every, f" harmless last={HEALTHY_ROUNDS}")
     healthy = host.add("healthy", options, GUEST.memory_mib, partial(boot, harmless, options, healthy_ear, None), reboots=False)
     ear.host, ear.wanted = host, b"scribble: ready"
-    host.run(_ALARM)
+    run_for(host, _ALARM)
     host.show(victim)
     snapshot = victim.vm.snapshot()
     whole = checksum(victim.vm)
     print(f"snapshot  the victim before any damage: memory {whole[:16]}, {len(snapshot.frames)} frames that are not zero")
     host.resume()
-    host.run(_ALARM)
+    run_for(host, _ALARM)
     noticed = judge(victim.vm, ear.text)
     for line in ear.text.replace("\r", "").splitlines():
         print(f"victim    {shown(line)}")
@@ -212,7 +225,7 @@ def _healthy_alone(every: float, options: Options) -> tuple[Vm, str]:
     ear = Ear(_silence(every))
     harmless = words(0, every, f" harmless last={HEALTHY_ROUNDS}")
     vm = boot(harmless, options, ear, None, machine_for(GUEST.memory_mib, options))
-    vm.run(_ALARM)
+    run_for(vm, _ALARM)
     return vm, ear.text
 
 
@@ -224,6 +237,6 @@ def _restore(host: Host, victim: Resident, snapshot: Snapshot, every: float, opt
 
 
 def _goes_on(host: Host, victim: Resident) -> bool:
-    host.run(_ALARM)
+    run_for(host, _ALARM)
     console = victim.vm.console
     return isinstance(console, Ear) and "all is well" in console.text

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tools.demo import checksum, shown
+from tools.demo import checksum, run_for, shown
 from tools.fetch_guests import guest
 from tools.initrd import BUSYBOX, READY, make_initrd
 from vmm.backends import Options
@@ -152,8 +152,8 @@ def _show(system: System, seed: int, every: float) -> int:
     ears[0].show = lambda line: print(f"victim    {line}", flush=True)
     kind, what = _damage(host, victim, ears[0], system.module, seed, every)
     print(f"noticed   {kind}, {(victim.vm.clock.now() - began) / SECOND:.1f} s after the snapshot: {what}")
-    victim.vm.stopped = victim.vm.stopped or Stop(End.QUIT, "it has had its turn")
-    sound = _until(host, ears[1], ears[1].sums + 2, but=victim)
+    victim.vm.stopped = Stop(End.DIED, "it has had its turn")
+    sound = _until(host, ears[1], ears[1].sums + 2)
     print(f"healthy   {ears[1].sums} checksums, {'all the same' if sound else f'BUT {ears[1].noticed or healthy.vm.stopped}'}", flush=True)
     again, ear = _restore(host, victim, system, snapshot, ears[0].expected)
     print(f"restored  memory {again[:16]}: {'as in the snapshot' if again == whole else 'NOT AS IN THE SNAPSHOT'}", flush=True)
@@ -162,15 +162,12 @@ def _show(system: System, seed: int, every: float) -> int:
     return 0 if sound and again == whole and well else 1
 
 
-def _until(host: Host, ear: Onlooker, sums: int, but: Resident | None = None) -> bool:
-    """Runs the guests, but for one that has had its turn, until so many sums have come: whether they have, and nothing else."""
+def _until(host: Host, ear: Onlooker, sums: int) -> bool:
+    """Runs the guests until so many sums have come: whether they have, and nothing else."""
     ear.wanted = sums
     if ear.sums < sums and ear.noticed is None:
-        left = None if but is None else but.vm.stopped
         host.resume()
-        if but is not None:
-            but.vm.stopped = left
-        host.run(_BOOT)
+        run_for(host, _BOOT)
     return ear.sums >= sums and ear.noticed is None
 
 
@@ -184,7 +181,7 @@ def _damage(host: Host, victim: Resident, ear: Onlooker, module: bool, seed: int
             for _ in scribble(victim.vm.memory, 1 << round_, seed * ROUNDS + round_):
                 pass
         host.resume()
-        host.run(every if round_ < ROUNDS else _SILENCE + every)
+        run_for(host, every if round_ < ROUNDS else _SILENCE + every)
         stop = victim.vm.stopped
         if ear.noticed is not None:
             return ear.noticed

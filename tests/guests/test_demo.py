@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 
 import pytest
@@ -10,7 +11,7 @@ from tests.guests.test_qemu import QEMU
 from tests.machine.flat import flat_vm
 from tests.require import require
 from tools.cli import status
-from tools.demo import GUEST, Ear, boot, frames_in_use, silent, trial, words
+from tools.demo import GUEST, Ear, boot, frames_in_use, run_for, silent, trial, words
 from vmm.backends.bt import BtOptions
 from vmm.damage import scribble
 from vmm.vm import Vm, machine_for
@@ -55,6 +56,8 @@ def test_a_crash_is_noticed() -> None:
 @pytest.mark.parametrize(("arguments", "says"), (
     (["demo", "scribble", "--trials", "0"], "--trials 0: must be a number above 0"),
     (["demo", "scribble", "--every", "never"], "--every never:"),
+    (["demo", "scribble", "--every", "1e30"], "--every 1e30: must be 600 s at most"),
+    (["demo", "scribble", "--module", "x.ko"], "--module: goes with linux"),
     (["demo", "scribble", "--seed", "x"], "--seed x: must be a number"),
     (["demo", "scribble", "--backend", "hw"], "--backend hw: must be"),
     (["demo", "nonsense"], "nonsense: must be"),
@@ -79,6 +82,16 @@ def test_the_places_are_the_guests() -> None:
     assert len(touched) > 20
     assert all(silent(2, 63, frozenset((gfn,))) for gfn in touched)
     assert silent(2, 63, frozenset(range(2048))) == 63
+
+
+def test_a_signal_ends_it() -> None:
+    """Ctrl-C stops the guest between two instructions, and is then what it always is."""
+    vm = flat_vm({0x100000: "l: jmp l"}, options=BtOptions())
+    vm.clock.at(0, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run_for(vm, 60)
+    assert vm.stopped is not None
+    assert vm.stopped.reason == "ended by Ctrl-C"
 
 
 def test_damage_from_outside() -> None:
