@@ -27,9 +27,9 @@ def kernel() -> Path:
 
 def _demonstrate(capfd: pytest.CaptureFixture[str], *more: str) -> str:
     """What the demonstration prints; all of it as it should be."""
-    assert status(["demo", "linux", "--every", "1", *more]) == 0, capfd.readouterr().out
+    ended = status(["demo", "linux", "--every", "1", *more])
     out, err = capfd.readouterr()
-    assert err == ""
+    assert (ended, err) == (0, ""), out
     at = iter(out.splitlines())
     for part in _SAYS:
         assert any(part in line for line in at), out
