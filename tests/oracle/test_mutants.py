@@ -16,8 +16,9 @@ MOST = 120  # programs until a mutant must have been noticed
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_mutant_is_noticed(mutant: Mutant) -> None:
     """Some program of the first ones ends differently under the mutant, and does not without it."""
+    ways = [way for way in WAYS.values() if way.adapt]  # without that no table goes out of sync, which hides a mistake about it
     for seed in range(MOST):
-        program, way = Generated.of_seed(seed), list(WAYS.values())[seed % len(WAYS)]
+        program, way = Generated.of_seed(seed), ways[seed % len(ways)]
         expected = on_bare_machine(program)
         if expected.end is not End.REPORTED:
             continue
