@@ -54,6 +54,7 @@ _GUEST_MODE = 1 << 21  # in the decoding flags: intercepts are active
 
 _COMPILED_CODE = 16 * MIB  # the engine's buffer: when it is full all of it is dropped; by default it would grow to 1 GiB
 _FLOAT_CONTROL = ("FPCW", "FPSW", "FPTAG", "FOP", "FIP", "FCS", "FDP", "FDS", "MXCSR")
+_FLOAT_RESET = {"FPCW": 0x37F, "FPTAG": 0xFFFF, "MXCSR": 0x1F80}  # all exceptions masked, nothing on the stack: as firmware and QEMU leave them
 _SLICE = 200_000  # instructions between stops where none can be asked for: 3.6 ms, since each then costs 18 ns
 _CONTEXT_HEADER = 40  # bytes in front of the CPU's state in a saved context
 _ZERO_FRAME = bytes(FRAME)
@@ -137,6 +138,7 @@ class Machine:
         self._read_flags = (self._handle, uc_x86.UC_X86_REG_RFLAGS, ctypes.byref(self._rflags))
         self._write_cr3 = (self._handle, uc_x86.UC_X86_REG_CR3, ctypes.byref(self._cr3))
         self._find_state()
+        self.set_float_state(_FLOAT_RESET)
         self._add_hooks(cpuid=shared or not bare and not bus)
         self._state_bytes = memoryview(self._image).cast("B")
         self._reset = self._state_bytes.tobytes(), bytes(self.features or b""), _handlers(self)
