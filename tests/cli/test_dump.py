@@ -69,13 +69,15 @@ def test_totals_are_those_of_the_run(capfd: pytest.CaptureFixture[str]) -> None:
     assert 0 < totals["saved"] <= sum(line["count"] for line in lines if line["class"] == "in-cache")
 
 
-def test_exits_per_site(capfd: pytest.CaptureFixture[str]) -> None:
-    """Without --hot those of trapping stubs: together they are the callouts and, but for stubs, the chains of the run."""
-    found = as_json(capfd, "rings")
+@pytest.mark.parametrize("kernel", ("rings", "smc"))
+def test_exits_per_site(kernel: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without --hot those of trapping stubs: together they are the callouts and, with those of lone stubs, the chains of the run."""
+    found = as_json(capfd, kernel)
     exits, blocks = found["run"]["exits"]["architectural"], found["blocks"]  # type: ignore[index]
     assert sum(line.get("exits", 0) for block in blocks for line in block["lines"]) == exits["callout"]  # type: ignore[attr-defined]
     chains = sum(link.get("exits", 0) for block in blocks for link in block.get("links", ()))  # type: ignore[attr-defined]
-    assert 0.8 * exits["chain"] < chains <= exits["chain"]  # the rest are of stubs without an instruction, to where an indirect jump went
+    stubs = found["totals"]["stub_exits"]  # type: ignore[index]
+    assert chains + stubs == exits["chain"] and bool(stubs) is (kernel == "smc")  # where code changes under the stubs that lead to it
 
 
 def test_hot_counts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

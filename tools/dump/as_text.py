@@ -71,6 +71,8 @@ def totals_words(totals: Totals) -> list[str]:
         f" {totals.cache_bytes:,} bytes in the cache{counters}",
         f"{totals.callout_exits:,} instructions emulated by the VMM",
     ]
+    if totals.stub_exits:
+        found.append(f"{totals.stub_exits:,} chain exits of lone stubs, of which no block shows a link")
     if totals.saved is not None:
         found.append(f"{totals.saved:,} exits saved: emulations in the cache that would have trapped")
     return found

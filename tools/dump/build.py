@@ -68,6 +68,7 @@ class Builder:
             identity_share=counted.identity_share,
             growth=counted.growth,
             callout_exits=callout_exits,
+            stub_exits=sum(_chain_exits(translation) for translation in everything if not is_block(translation)),
             saved=self._saved(everything) if self._heat is not None else None,
         )
 
@@ -219,6 +220,10 @@ def _site_exits(translation: Translation) -> Counter[int]:
         if site.kind in (SiteKind.CALLOUT, SiteKind.UNDEFINED):
             found[site.address] += site.count
     return found
+
+
+def _chain_exits(translation: Translation) -> int:
+    return sum(site.count for site in translation.sites.values() if site.kind is SiteKind.CHAIN)
 
 
 def _code(piece: Piece, recovery: int, explainer: Explainer, row: Row | None, guest: Instruction | None) -> Code:

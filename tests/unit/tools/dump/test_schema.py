@@ -21,7 +21,7 @@ BLOCK = Block(
 )  # fmt: skip
 TOTALS = Totals(
     blocks=1, instructions=1, guest_bytes=1, code_bytes=2, cache_bytes=3, counter_bytes=0, identity=0, rewritten=0, in_cache=0, callouts=1, flow=0,
-    undefined=0, identity_share=0.0, growth=2.0, callout_exits=2, saved=0,
+    undefined=0, identity_share=0.0, growth=2.0, callout_exits=2, stub_exits=1, saved=0,
 )  # fmt: skip
 
 
