@@ -311,6 +311,7 @@ def _detailed(wide: bool) -> capstone.Cs:
     return engine
 
 
+_MASKED_MOVE = 0x0FF7  # maskmovq and maskmovdqu store at DS:EDI
 _NOT_OVERRIDDEN = (_LEA, 0x6C, 0x6D, 0xAA, 0xAB, 0xAE, 0xAF)  # lea accesses no memory; ins stos scas theirs through ES, always
 
 
@@ -318,6 +319,8 @@ def has_memory_operand(instruction: Instruction) -> bool:
     """Whether an instruction accesses memory by an operand, explicit or implied, that a segment override concerns."""
     if instruction.opcode in _NOT_OVERRIDDEN:
         return False
+    if instruction.opcode == _MASKED_MOVE:  # of which Capstone names the registers only
+        return True
     detailed = _detailed(instruction.wide).disasm(instruction.raw, 0, 1)
     return any(operand.type == capstone.x86.X86_OP_MEM for found in detailed for operand in found.operands)
 
@@ -334,7 +337,7 @@ def stores_by_override(instruction: Instruction) -> bool:
         return False
     if 0xD8 <= opcode <= 0xDF:  # Capstone says of some that they read
         return reg in _X87_STORES.get(opcode, ())
-    return opcode == _COMPARE_AND_EXCHANGE or memory_access(instruction.raw, instruction.wide)[2]
+    return opcode in (_COMPARE_AND_EXCHANGE, _MASKED_MOVE) or memory_access(instruction.raw, instruction.wide)[2]
 
 
 def memory_access(raw: bytes, wide: bool = True) -> tuple[int, bool, bool]:

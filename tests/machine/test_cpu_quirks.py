@@ -15,9 +15,16 @@ NATIVE, BT = NativeOptions(), BtOptions(translate_user=True)
 
 
 @pytest.mark.parametrize(("options", "stored"), ((NATIVE, True), (BT, False)), ids=("native", "bt"))
-def test_a_store_through_cs(options: NativeOptions | BtOptions, stored: bool) -> None:
+@pytest.mark.parametrize(
+    "store",
+    (f"mov [{LOG}],eax", f"mov edi,{LOG}; movd mm0,eax; pcmpeqb mm1,mm1; .byte 0x2e,0x0f,0xf7,0xc1", f"mov edi,{LOG}; .byte 0x2e; stosd"),
+    ids=("mov", "maskmovq", "stos, through ES"),
+)
+def test_a_store_through_cs(store: str, options: NativeOptions | BtOptions, stored: bool) -> None:
     """The bare machine stores through a CS override; binary translation raises #GP, as the manual has it."""
-    guest = small_kernel(f"mov eax,0x1234; .byte 0x2e; mov [{LOG}],eax; {FINISH}", handlers={13: FINISH})
+    first = ".byte 0x2e; " if store.startswith("mov [") else ""
+    stored = stored or "stosd" in store  # to which no override applies
+    guest = small_kernel(f"mov eax,0x1234; {first}{store}; {FINISH}", handlers={13: FINISH})
     vm = flat_vm(guest, options=options)
     finish(vm)
     assert words(vm, LOG, 1) == [0x1234 if stored else 0]

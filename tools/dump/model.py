@@ -78,8 +78,8 @@ class Totals:
     """Of the whole dump, whichever blocks of it are shown. Those of the code are counted as for `vmm run --stats` (bt/census.py).
 
     cache_bytes: all that is in the caches, single steps and lone stubs included. counter_bytes: of `cache_bytes`, those that only
-    count. callout_exits: instructions that the VMM emulated. stub_exits: chain exits of lone stubs, which are nobody's links. saved: executions of in-cache emulations that took no exit; None when
-    nothing was counted.
+    count. callout_exits: instructions that the VMM emulated. stub_exits: chain exits of lone stubs, which are no block's links. saved:
+    executions of in-cache emulations that took no exit; None when nothing was counted.
     """
 
     blocks: int
