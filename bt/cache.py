@@ -236,13 +236,13 @@ class TranslationCache:
     def link(self, slot: int, target: int, mode: Mode) -> None:
         """Lets a slot lead to the translation of `target`, if there is one."""
         key = mode.index << 32 | target
-        address = self._known(key)
-        if address is not None and address != self.words[slot // 4]:
+        address = self.table.get(key)
+        if address is not None and address != self.words[slot // 4] and (owner := self.owners[key]).alive:
             self.words[slot // 4] = address
-            owner = self.owners[key]
             owner.incoming.add(slot)
-            for gfn, _, _ in owner.source:
-                self.gates.pop(gfn, None)
+            if self.gates:
+                for gfn, _, _ in owner.source:
+                    self.gates.pop(gfn, None)
 
     def link_return(self, guest: int, mode: Mode) -> None:
         """Makes returns and indirect jumps to `guest` find its translation, which exists."""
@@ -272,9 +272,10 @@ class TranslationCache:
 
     def _set_bucket(self, table_word: int, chain: list[tuple[int, int, int, Translation]]) -> None:
         """Entries of translations that nap are left out: they come back at the end of the nap, since the gate is forgotten."""
-        for _, _, _, maker in (*self.buckets.get(table_word, ()), *chain):
-            for gfn, _, _ in maker.source:
-                self.gates.pop(gfn, None)
+        if self.gates:
+            for _, _, _, maker in (*self.buckets.get(table_word, ()), *chain):
+                for gfn, _, _ in maker.source:
+                    self.gates.pop(gfn, None)
         self.buckets[table_word] = chain = [entry for entry in chain if entry[3].alive]
         onward = self.miss
         for _, checked, slot, _ in reversed(chain):

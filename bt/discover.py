@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bt.block import Block, Mode
 from bt.decode import Instruction, decode
-from bt.sensitive import Row, Treatment, classify
+from bt.sensitive import Row, Treatment, translated
 
 LIMIT = 64  # instructions in a block; more would translate what is never run
 LONGEST = 15  # bytes of an instruction
@@ -31,7 +31,8 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT,
     rows: list[Row | None] = []
     undecodable: list[int] = []
     taken: set[int] = set()
-    careful, wide, unprivileged = mode.careful, mode.wide, mode.careful or mode.cpl != 0
+    found, found_row, take = instructions.append, rows.append, taken.add
+    careful, wide, table = mode.careful, mode.wide, translated(mode.careful or mode.cpl != 0, timed)
     pending, end, left = [entry], start + span, limit
     for address in pending:
         while address is not None and left:
@@ -41,10 +42,11 @@ def discover(code: bytes, start: int, span: int, entry: int, limit: int = LIMIT,
                 if eip in taken or eip >= end or not left:
                     break
                 left -= 1
-                taken.add(eip)
-                instructions.append(instruction)
-                row = classify(instruction.opcode, instruction.modrm, unprivileged, timed)
-                rows.append(row)
+                take(eip)
+                found(instruction)
+                forms = table.get(instruction.opcode)
+                row = None if forms is None else forms[instruction.modrm]
+                found_row(row)
                 if row is None:
                     if instruction.opcode == _UD2:
                         break

@@ -86,28 +86,30 @@ class Emitter:
     def translate(self) -> Translation:
         """Emits the block, the stubs behind it, and the map."""
         falls_to: int | None = None
-        code, starts, at = self.code, self.starts, self.at
+        code, starts, at, return_points = self.code, self.starts, self.at, self.return_points
         mark, guest, recovery = self.translation.marks.append, self.translation.guests.append, self.translation.recovery.append
         heads = run_heads(self.block) if self.options.counted and not self.mode.careful else None  # a counter is 32-bit code
         budgeted = self.options.budgeted
         runs = run_lengths(self.block) if budgeted and not self.single else {}
         left = self.translation.left.append
+        by_runs = budgeted or bool(heads)  # looked at once for each instruction
         for instruction, row in zip(self.block.instructions, self.block.rows, strict=True):
             address = instruction.address
-            if falls_to is not None and falls_to != address:
+            if falls_to != address and falls_to is not None:
                 self.jump(falls_to)
-            if address in self.return_points:
+            if address in return_points:
                 self.checked_entry(address)
             starts[address] = here = at + len(code)
             mark(here)
             guest(address)
             recovery(SHADOWED if self.inhibited else CLEAN)
-            if budgeted:
-                left(0 if address in runs else self.left)
-            if heads and address in heads:
-                self.count(address)
-            if address in runs:
-                self.take(instruction, runs[address])
+            if by_runs:
+                if budgeted:
+                    left(0 if address in runs else self.left)
+                if heads and address in heads:
+                    self.count(address)
+                if address in runs:
+                    self.take(instruction, runs[address])
             if row is not None:
                 falls_to = self.sensitive(instruction, row)
                 self.left = 0
@@ -115,7 +117,7 @@ class Emitter:
             self.inhibited = False
             code += instruction.raw if instruction.segment != _CS_OVERRIDE else self.overridden(instruction)
             falls_to = instruction.next
-            if budgeted and self.left:
+            if by_runs and self.left:
                 self.done(instruction)
         self.left = 0
         for address in self.block.undecodable:

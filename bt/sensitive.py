@@ -7,7 +7,7 @@ instructions; SDM 3A 5.9 "Privileged Instructions"; SDM 2 for the encodings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -283,13 +283,18 @@ _TRANSLATED_OUTSIDE = _by_opcode(_outside)
 _TRANSLATED_TIMED = _by_opcode(lambda row: _outside(row) or row.name == "rdtsc")
 
 
-def classify(opcode: int, modrm: int, unprivileged: bool = False, timed: bool = False) -> Row | None:
-    """The row of an instruction that the translator may not copy, by its opcode (one byte, or 0Fxx) and ModRM byte; None: copied as it is.
+def translated(unprivileged: bool = False, timed: bool = False) -> Mapping[int, Sequence[Row | None]]:
+    """The rows of what the translator may not copy, by opcode (one byte, or 0Fxx) and then by ModRM byte; None: copied as it is.
 
     unprivileged: it may run outside of privilege level 0, where nothing privileged may be copied. timed: nor what reaches a device or
     shows the time, since instructions are counted.
     """
-    rows = (_TRANSLATED_TIMED if timed else _TRANSLATED_OUTSIDE if unprivileged else _TRANSLATED).get(opcode)
+    return _TRANSLATED_TIMED if timed else _TRANSLATED_OUTSIDE if unprivileged else _TRANSLATED
+
+
+def classify(opcode: int, modrm: int) -> Row | None:
+    """The row of an instruction of privilege level 0 that the translator may not copy."""
+    rows = _TRANSLATED.get(opcode)
     return None if rows is None else rows[modrm]
 
 
