@@ -133,3 +133,13 @@ def test_pusha_begins_with_its_lowest_word(options: NativeOptions | BtOptions) -
     vm = flat_vm(small_kernel(TO_USER, user=f"mov esp,{USER + 0x10010}; pushad", handlers={14: handler}), options=options)
     finish(vm)
     assert words(vm, LOG, 1) == [USER + 0x10000]
+
+
+@pytest.mark.parametrize(("options", "found"), ((NATIVE, 2), (BT, 1), (BtOptions(ring=3, stubs_in_cache=False), 1)), ids=("native", "bt", "ring3"))
+def test_a_return_in_real_mode_with_a_wide_stack(options: NativeOptions | BtOptions, found: int) -> None:
+    """IRET in real mode, with the 32-bit stack of before: the bare machine reads its frame at SP, where there are zeros, and so goes to 0:0."""
+    leave = "mov eax,cr0; and eax,0x7ffffffe; mov cr0,eax; push 2; push 0"
+    code = f"mov esp,0x158000; {leave}; call l; jmp m; l: .byte 0xcf; m: mov dword ptr [{LOG}],1; {FINISH}"
+    vm = flat_vm(small_kernel(code) | {0: f"mov dword ptr [{LOG}],2; {FINISH}"}, options=options)
+    finish(vm)
+    assert words(vm, LOG, 1) == [found]

@@ -46,9 +46,10 @@ def on_bare_machine(program: Generated) -> Outcome:
 
 
 def check(program: Generated, way: str) -> Outcome:
-    """Runs a program both ways; returns what it left on the bare machine. Raises Disagreement. One that does not end is not compared."""
+    """Runs a program both ways; returns what it left on the bare machine. Raises Disagreement. One that does not end is not compared, nor
+    one that left protected mode, where IRET takes its frame from elsewhere on the bare machine (quirk 36)."""
     expected = on_bare_machine(program)
-    if expected.end is End.TIMEOUT:
+    if expected.end is End.TIMEOUT or not expected.protected:
         return expected
     found = differences(expected, run_on(program, WAYS[way]), program.paging)
     if found:

@@ -111,4 +111,4 @@ def _comparable(memory: bytes) -> Outcome:
             kept[at + _ERROR] &= ~1  # EXT: QEMU does not set it for an exception on the way to a handler
     for entry, width in _DONE_ENTRIES:
         kept[entry : entry + width] = bytes(width)
-    return Outcome(End.REPORTED, "", bytes(kept), (), 0, 0)
+    return Outcome(End.REPORTED, "", bytes(kept), (), 0, 0, protected=True)

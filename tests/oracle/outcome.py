@@ -14,6 +14,7 @@ from tests.oracle.generated import Generated
 from tests.oracle.guest import EVENTS, LOG, MEMORY_MIB, MOST_EVENTS, PAGINGS, RECORD, RECORD_FIELDS, TABLES, Paging
 from vmm.backends import Options
 from vmm.exits import End
+from vmm.x86.bits import Cr0
 
 _ACCESSED: Final = 0x20
 _SECONDS: Final = 3  # of CPU time: a program takes a tenth
@@ -25,7 +26,8 @@ _PLACES: Final = {  # first address: what lies there
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """end: how the run ended. memory: all of it at the end. general: EAX to EDI by their encoding; eip, flags: where and how it stood."""
+    """end: how the run ended. memory: all of it at the end. general: EAX to EDI by their encoding; eip, flags: where and how it stood.
+    protected: it was in protected mode."""
 
     end: End
     reason: str
@@ -33,6 +35,7 @@ class Outcome:
     general: tuple[int, ...]
     eip: int
     flags: int
+    protected: bool
 
     @property
     def cut_off(self) -> bool:
@@ -54,7 +57,8 @@ def run_on(program: Generated, options: Options) -> Outcome:
         vm.stopped = None
         stop = vm.run(_SECONDS)
     vcpu = vm.vcpu
-    return Outcome(stop.why, stop.reason, vm.memory.read(0, MEMORY_MIB << 20), tuple(vcpu.register(n) for n in range(8)), vcpu.eip, vcpu.flags())
+    memory, general = vm.memory.read(0, MEMORY_MIB << 20), tuple(vcpu.register(n) for n in range(8))
+    return Outcome(stop.why, stop.reason, memory, general, vcpu.eip, vcpu.flags(), bool(vcpu.cr0 & Cr0.PE))
 
 
 def differences(one: Outcome, other: Outcome, paging: str, most: int = 12) -> list[str]:

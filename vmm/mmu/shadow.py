@@ -418,7 +418,7 @@ class ShadowMmu:
         """
         leaf = self.current.leaves.get(gva >> 21)
         paging = self.paging
-        if leaf is None or leaf.guest < 0 or not paging.write_protect:
+        if leaf is None or leaf.guest < 0 or not paging.write_protect or self.copies:
             return False
         slot = gva >> 12 & 511
         memory = self.memory
@@ -538,12 +538,6 @@ class ShadowMmu:
     def _leaf(self, gva: int, mapping: Mapping, user: bool) -> Leaf:
         """The leaf table for an address under the current root, made and linked when there is none."""
         root, region = self.current, gva >> 21
-        leaf = root.leaves.get(region)
-        if leaf is not None and mapping.large and leaf.key[-1] != mapping.dirty:
-            self._unlink_region(root, region)  # the large page's one D bit was set: other entries may be writable now
-            leaf = None
-        if leaf is not None:
-            return leaf
         kernel_table = self.deprivileged and not root.user
         directory = mapping.directory & 7
         if not self.paging.enabled:
@@ -555,6 +549,11 @@ class ShadowMmu:
         else:
             gfn = mapping.table >> 12
             key = (gfn, 0 if self.paging.pae else region & 1, directory, mapping.directory >> 63, kernel_table)
+        leaf = root.leaves.get(region)
+        if leaf is not None:
+            if leaf.key == key:
+                return leaf
+            self._unlink_region(root, region)  # a large page's one D bit was set, or the directory was written and nothing flushed since
         if (before := self.out_of_sync.get(gfn, self.copies.get(gfn))) is not None and self.leaves_of.get(gfn):
             self._resync_leaves(gfn, before, self.memory.read(gfn << 12, FRAME), stays_open=True)  # no TLB holds anything of what is linked anew
         leaf = self.leaves.get(key)

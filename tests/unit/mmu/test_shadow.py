@@ -295,6 +295,28 @@ def test_shadow_entries_follow_their_definition(pae: bool, who: str) -> None:
     run_state_machine_as_test(Chosen, settings=settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None))
 
 
+@pytest.mark.parametrize("pae", (False, True), ids=("32-bit", "PAE"))
+def test_a_directory_that_was_written_and_not_flushed(pae: bool) -> None:
+    """A fault is repaired by the table to which the directory leads now, in that table's shadow; the former one's is left as it was."""
+
+    class Chosen(Guests):
+        guest_mode = True
+
+    Chosen.pae = pae
+    guest = Chosen()
+    guest.start(write_protect=True)
+    guest.edit_directory(which=0, region=0, gfn=4, bits=24, nx=1)
+    guest.edit_table(table=4, slot=0, gfn=4, bits=31, nx=False)
+    guest.access_data(n=0, write=False, user=False)
+    guest.edit_directory(which=0, region=0, gfn=5, bits=23, nx=1)
+    guest.edit_table(table=4, slot=1, gfn=4, bits=45, nx=False)
+    guest.edit_table(table=5, slot=2, gfn=4, bits=1, nx=False)
+    guest.access_data(n=2, write=False, user=False)
+    guest.entries_are_allowed()
+    guest.access_data(n=1, write=False, user=False)
+    guest.entries_are_allowed()
+
+
 @pytest.mark.parametrize("guest_mode", (False, True), ids=("bt", "guest mode"))
 def test_a_page_that_is_mapped_between_two_flushes_only(guest_mode: bool) -> None:
     """A table entry was written, used and taken back before the page-table pointer is loaded: nothing of it is left."""
