@@ -552,6 +552,8 @@ class ShadowMmu:
         leaf = root.leaves.get(region)
         if leaf is not None:
             if leaf.key == key:
+                if self.copies and len(leaf.links) > 1:
+                    self._unlink_others(leaf, root, region)
                 return leaf
             self._unlink_region(root, region)  # a large page's one D bit was set, or the directory was written and nothing flushed since
         if (before := self.out_of_sync.get(gfn, self.copies.get(gfn))) is not None and self.leaves_of.get(gfn):
@@ -572,9 +574,16 @@ class ShadowMmu:
         leaf.links.add((root, region))
         root.leaves[region] = leaf
         if self.copies and self.paging.enabled:
+            self._unlink_others(leaf, root, region)
             root.late[region] = self.directory_entry(region)
         self.quads[root.directories[region >> 9] + (region & 511)] = leaf.hfn << 12 | TABLE_ENTRY
         return leaf
+
+    def _unlink_others(self, leaf: Leaf, root: Root, region: int) -> None:
+        """While a directory is written and not flushed: what is filled for one region must not show in another that led to the same table."""
+        for other, at in list(leaf.links):
+            if other is root and at != region:
+                self._unlink_region(root, at)
 
     def _fill_around(self, page: int, leaf: Leaf, user: bool) -> None:
         """Fills neighbours too: those whose A bit is set, and, behind a run of faults on successive pages, those where it is not.
