@@ -9,6 +9,7 @@ from tests.machine.small_kernel import LOG, TO_USER, USER_TABLE, small_kernel
 
 RINGS = pytest.mark.parametrize("ring", (1, 3))
 TSS_ENTRY = 0x310028  # free, once TR is loaded
+GDT_PAGE, GDT_ENTRY = 0x410000, USER_TABLE + 4 * 16  # another place for the GDT, and its page-table entry
 DIRTY, ACCESSED = 0x40, 0x20
 END = {0x80: FINISH}
 
@@ -39,6 +40,23 @@ def test_a_descriptor_that_is_refused_is_not_accessed(ring: int, access: int, lo
     vm = flat_vm(guest, ring=ring)
     finish(vm)
     assert words(vm, TSS_ENTRY + 4, 1)[0] >> 8 & 0xFF == (access | 1 if loadable else access)
+
+
+@RINGS
+@pytest.mark.parametrize("level", (0, 3))
+@pytest.mark.parametrize("marked", (False, True))
+def test_marking_a_descriptor_writes_its_page(ring: int, level: int, marked: bool) -> None:
+    """A load that sets a descriptor's accessed bit, the kernel's or a user's, sets the D bit of the table's page; no other load does."""
+    access = 0x92 | level << 5 | marked
+    descriptor = f"mov dword ptr [{TSS_ENTRY}],0xffff; mov dword ptr [{TSS_ENTRY + 4}],{0xCF0000 | access << 8}"
+    moved = f"mov dword ptr [{GDT_ENTRY}],0x310003; sub esp,8; mov word ptr [esp],0x2f; mov dword ptr [esp+2],{GDT_PAGE}; lgdt [esp]; add esp,8"
+    load = f"mov eax,{0x28 | level}; mov es,eax"
+    kernel = f"{descriptor}; {moved}; mov dword ptr [{GDT_ENTRY}],0x310003; invlpg [{GDT_PAGE}]"
+    guest = small_kernel(f"{kernel}; {load}; {FINISH}") if not level else small_kernel(f"{kernel}; {TO_USER}", user=f"{load}; int 0x80", handlers=END)
+    vm = flat_vm(guest, ring=ring)
+    finish(vm)
+    assert words(vm, TSS_ENTRY + 4, 1)[0] >> 8 & 0xFF == access | 1
+    assert bool(words(vm, GDT_ENTRY, 1)[0] & DIRTY) is not marked
 
 
 @RINGS

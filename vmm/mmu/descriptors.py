@@ -128,8 +128,8 @@ class ShadowDescriptors:
         shadow = low | shown << 32
         if self.quads[index] == shadow:
             return False
-        if high & PRESENT:
-            self.memory.set_bits(gpa + 4 & ~3, ACCESSED if not gpa & 3 else 0)
+        if high & PRESENT and not high & ACCESSED and not gpa & 3:
+            self.memory.set_bits(self.paging.walk(base + offset + 4 & 0xFFFFFFFF, write=True).gpa, ACCESSED)
         self.quads[index] = shadow
         self.pages[base + offset >> 12 & 0xFFFFF] = gpa >> 12
         for gfn in {gpa >> 12, gpa + 7 >> 12}:
