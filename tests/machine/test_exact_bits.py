@@ -60,6 +60,39 @@ def test_marking_a_descriptor_writes_its_page(ring: int, level: int, marked: boo
 
 
 @RINGS
+def test_a_descriptor_that_changed_is_not_taken_back(ring: int) -> None:
+    """Others of its page, which are, are loaded without an exit again; it is looked at anew, and so is one that was refused meanwhile."""
+    flat = f"mov dword ptr [{TSS_ENTRY}],0xffff; mov dword ptr [{TSS_ENTRY + 4}],0xcf9200"
+    moved = f"mov dword ptr [{TSS_ENTRY + 4}],0x10cf9200"  # base 10000000h
+    load = "mov eax,0x28; mov es,eax"
+    loads = f"mov eax,0x10; mov fs,eax; {load}"
+    read = f"mov eax,es:[{LOG + 0x100} - 0x10000000]; mov [{LOG}],eax"
+    absent = f"mov dword ptr [{TSS_ENTRY + 4}],0x10cf1200"
+    kernel = f"mov dword ptr [{LOG + 0x100}],77; {flat}; {loads}; {moved}; {loads}; {read}; {absent}; {loads}; {FINISH}"
+    vm = flat_vm(small_kernel(kernel, handlers={11: f"pop dword ptr [{LOG + 4}]; {FINISH}"}), ring=ring)
+    finish(vm)
+    assert words(vm, LOG, 2) == [77, 0x28]
+
+
+@RINGS
+def test_descriptors_beside_data_are_loaded_with_one_exit_a_write(ring: int) -> None:
+    """Four data segments are loaded after each write to their table's page: the first load exits, the others do not."""
+
+    def callouts(rounds: int) -> int:
+        loads = "; ".join(f"mov {name},eax" for name in ("ds", "es", "fs", "gs"))
+        entries = "; ".join(f"mov dword ptr [{TSS_ENTRY + 8 * n}],0xffff; mov dword ptr [{TSS_ENTRY + 8 * n + 4}],0xcf9200" for n in range(3))
+        wider = "sub esp,8; mov word ptr [esp],0x3f; mov dword ptr [esp+2],0x310000; lgdt [esp]; add esp,8"
+        some = "; ".join(f"mov eax,{0x28 + 8 * n}; mov {name},eax" for n, name in enumerate(("es", "fs", "gs")))
+        loop = f"mov ecx,{rounds}; again: mov dword ptr [0x310f00],ecx; {some}; dec ecx; jnz again"
+        kernel = f"{entries}; {wider}; mov eax,0x10; {loads}; {loop}; {FINISH}"
+        vm = flat_vm(small_kernel(kernel), ring=ring)
+        finish(vm)
+        return vm.stats.architectural["callout"]
+
+    assert callouts(30) - callouts(20) == 10
+
+
+@RINGS
 def test_arpl_writes_what_it_leaves_alone(ring: int) -> None:
     """ARPL is a write of its operand even when it changes nothing, on this CPU."""
     vm = flat_vm(small_kernel(f"mov eax,0; .byte 0x63,0x05; .long 0x400000; {FINISH}"), ring=ring)

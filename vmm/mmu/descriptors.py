@@ -1,14 +1,17 @@
 """Shadow descriptor tables: what the CPU reads when deprivileged guest code loads a segment register.
 
 Filled on demand like a TLB: entries start absent, the load faults, the guest's descriptor is checked, copied with its
-privilege adapted, and its page is write-protected; a write to that page drops the entries again. So a load always sees the
-descriptor that stands in guest memory, and sets its accessed bit. Gates and system descriptors are never shown to the CPU.
+privilege adapted, and its page is write-protected; a write to that page drops the entries until one is filled again, when
+those that are unchanged come back. So a load always sees the descriptor that stands in guest memory, and sets its
+accessed bit. Gates and system descriptors are never shown to the CPU.
 
 At its own privilege level the CPU cannot check what a guest's kernel may load: descriptors of DPL 0 and 1 look the same to it. So
 translated kernel code leaves a load to the CPU only for selectors that were checked and are marked `loadable`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from vmm.cpu_state import Cpu
 from vmm.faults import GuestPageFault
@@ -27,6 +30,14 @@ _NONE_LOADABLE = bytes(1 << 16)
 _NULL_LOADABLE = b"\1" * 4  # null selectors may always be loaded
 
 
+class _Shown(NamedTuple):
+    """A shadow descriptor: the guest's own, where it is, and the shadow made of it."""
+
+    gpa: int
+    guest: int
+    shadow: int
+
+
 class ShadowDescriptors:
     """The shadow GDT and LDT of one guest. ring: the CPL of the guest's kernel. With ring 3 user mode has tables of its own.
 
@@ -36,7 +47,8 @@ class ShadowDescriptors:
     def __init__(self, machine: Machine, memory: GuestMemory, paging: GuestPaging, mmu: ShadowMmu, host: HostSpace, vcpu: Vcpu, ring: int) -> None:
         self.machine, self.memory, self.paging, self.mmu, self.vcpu, self.ring = machine, memory, paging, mmu, vcpu, ring
         self.quads, self.base = machine.quads, host.descriptors
-        self.shown: dict[int, set[int]] = {}  # gfn of a guest descriptor -> quads indices of its shadows
+        self.shown: dict[int, dict[int, _Shown]] = {}  # gfn of guest descriptors -> the quads indices of their shadows
+        self.dropped: dict[int, list[tuple[int, _Shown, bytes, bytes]]] = {}  # the same of a page that was written since, with what was loadable
         self.pages: dict[int, int] = {}  # linear page of shown descriptors -> gfn
         self.loadable, self.same_code = memoryview(bytearray(1 << 16)), memoryview(bytearray(1 << 16))
         self.drop_all()
@@ -66,6 +78,7 @@ class ShadowDescriptors:
         self.loadable[:] = self.same_code[:] = _NONE_LOADABLE
         self.loadable[:4] = _NULL_LOADABLE
         self.shown.clear()
+        self.dropped.clear()
         self.pages.clear()
 
     def verify(self) -> None:
@@ -81,12 +94,27 @@ class ShadowDescriptors:
 
     def drop(self, gfn: int) -> None:
         """A page with descriptors is opened for writing."""
-        for index in self.shown.pop(gfn, ()):
+        dropped = self.dropped[gfn] = []
+        for index, shown in self.shown.pop(gfn, {}).items():
             self.quads[index] = 0
-            table, entry = divmod(index - self.base, _ENTRIES)
-            if table < 2:
-                selector = entry << 3 | table << 2
-                self.loadable[selector : selector + 4] = self.same_code[selector : selector + 4] = _NONE_LOADABLE[:4]
+            at = self._selectors(index)
+            dropped.append((index, shown, bytes(self.loadable[at]), bytes(self.same_code[at])))
+            self.loadable[at] = self.same_code[at] = _NONE_LOADABLE[: at.stop - at.start]
+
+    def _take_back(self, gfn: int) -> None:
+        """A page with descriptors is protected again: those that are as they were may be used as before. Kernels keep them beside other data."""
+        for index, shown, loadable, same_code in self.dropped.pop(gfn, ()):
+            if self.quads[index] in (0, shown.shadow) and not shown.gpa & 7 and self.memory.read64(shown.gpa) == shown.guest:
+                self.quads[index] = shown.shadow
+                self.shown[gfn][index] = shown
+                at = self._selectors(index)
+                self.loadable[at], self.same_code[at] = loadable, same_code
+
+    def _selectors(self, index: int) -> slice:
+        """Those of a quads index, in what translated code reads. Users' own tables have none."""
+        table, entry = divmod(index - self.base, _ENTRIES)
+        selector = entry << 3 | table << 2
+        return slice(selector, selector + 4) if table < 2 else slice(0, 0)
 
     def loaded(self, selector: int) -> None:
         """The guest's kernel has loaded a data segment register with this selector, all checks passed: the CPU may do so from now on."""
@@ -134,10 +162,11 @@ class ShadowDescriptors:
         self.pages[base + offset >> 12 & 0xFFFFF] = gpa >> 12
         for gfn in {gpa >> 12, gpa + 7 >> 12}:
             if gfn < self.memory.count:
-                self.shown.setdefault(gfn, set()).add(index)
+                self.shown.setdefault(gfn, {})[index] = _Shown(gpa, self.memory.read64(gpa), shadow)
                 if not self.memory.state[gfn] & DESCRIPTORS:
                     self.memory.state[gfn] |= DESCRIPTORS
                     self.mmu.reverse.protect(gfn)
+                    self._take_back(gfn)
         return True
 
 
