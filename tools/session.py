@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final, assert_never
 from tools.guest import choose, firmware, open_disks, overlays
 from vmm.backends import COUNTING, Options
 from vmm.backends.bt import BtOptions
-from vmm.backends.hw.options import HwOptions
 from vmm.boot.bios import Bios, read_bios
 from vmm.console import Console
 from vmm.devices.disk import Storage
@@ -121,8 +120,8 @@ def make(
 ) -> Vm:
     """A VM with nothing in it, on a machine of its own; or one that can be restored to a snapshot. Raises InputError."""
     bios = snapshot.bios if snapshot is not None else bios
-    if snapshot is not None and bios is not None and options == HwOptions():
-        options = HwOptions(mmu="nested")  # which is what a BIOS takes
+    if snapshot is not None and bios is not None:
+        options = _for_firmware(options)
     try:
         machine = machine_for(memory_mib, options)
     except OSError as error:
@@ -132,6 +131,13 @@ def make(
 
         arrange(machine, snapshot.domain)
     return Vm(machine, memory_mib=memory_mib, options=options, disks=disks, console=console, icount=icount, network=network, bios=bios)
+
+
+def _for_firmware(options: Options) -> Options:
+    """Guest mode's default, which a machine that began in a BIOS cannot have, becomes what it takes."""
+    from vmm.backends.hw.options import HwOptions
+
+    return HwOptions(mmu="nested") if options == HwOptions() else options
 
 
 def status_of(stop: Stop, *, like_qemu: bool = False) -> int:
