@@ -241,8 +241,7 @@ class TranslationCache:
             self.words[slot // 4] = address
             owner.incoming.add(slot)
             if self.gates:
-                for gfn, _, _ in owner.source:
-                    self.gates.pop(gfn, None)
+                self._forget_gates(owner)
 
     def link_return(self, guest: int, mode: Mode) -> None:
         """Makes returns and indirect jumps to `guest` find its translation, which exists."""
@@ -274,8 +273,7 @@ class TranslationCache:
         """Entries of translations that nap are left out: they come back at the end of the nap, since the gate is forgotten."""
         if self.gates:
             for _, _, _, maker in (*self.buckets.get(table_word, ()), *chain):
-                for gfn, _, _ in maker.source:
-                    self.gates.pop(gfn, None)
+                self._forget_gates(maker)
         self.buckets[table_word] = chain = [entry for entry in chain if entry[3].alive]
         onward = self.miss
         for _, checked, slot, _ in reversed(chain):
@@ -349,6 +347,11 @@ class TranslationCache:
         for translation in gate.translations:  # something has been linked in between; slots are linked again as they are found closed
             for guest, (checked, slot) in translation.returns.items():
                 self.add_return(guest, checked, slot, translation)
+
+    def _forget_gates(self, translation: Translation) -> None:
+        """Something else leads to a translation now."""
+        for gfn, _, _ in translation.source:
+            self.gates.pop(gfn, None)
 
     def _make_gate(self, gfn: int) -> _Gate:
         """Chains of checked entries that other pages share are left by this page's, which are put back as they are missed."""

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import signal
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
 from guest_kernels import kernels
-from tools.signals import Interruption
+from tools.signals import Interruption, surface
 from vmm.backends import Options
 from vmm.clock import SECOND
 from vmm.console import Recorder
@@ -109,10 +108,8 @@ def run_for(guests: Vm | Host, seconds: float) -> None:
     with Interruption() as interruption:
         interruption.watch(guests)
         guests.run(seconds)
-    if interruption.number == signal.SIGINT:
-        raise KeyboardInterrupt
     if interruption.number is not None:
-        raise SystemExit(128 + interruption.number)
+        surface(interruption.number)
 
 
 def checksum(vm: Vm) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from vmm.exits import End, Stop
 
@@ -47,7 +47,12 @@ class Interruption:
         first, self.number = self.number is None, number
         if first and self._vm is not None:
             self._vm.stop(Stop(End.QUIT, _REASONS[signal.Signals(number)]))
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
         else:
-            raise SystemExit(128 + number)
+            surface(number)
+
+
+def surface(number: int) -> NoReturn:
+    """Raises what a signal that nobody takes means."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)

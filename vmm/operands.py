@@ -112,10 +112,14 @@ class Operands:
             self.linear.write_int(self.written_address(instruction), size, value, self.vcpu.cpl == 3)
 
     def written_address(self, instruction: Instruction) -> int:
-        """Linear address of a memory operand that is to be written: code segments cannot be (SDM 3A 3.4.5.1)."""
+        """Linear address of a memory operand that is to be written."""
+        self.check_written_segment(instruction)
+        return self.address(instruction)
+
+    def check_written_segment(self, instruction: Instruction) -> None:
+        """#GP when an instruction that writes memory names a code segment, which cannot be written (SDM 3A 3.4.5.1)."""
         if instruction.segment == _CS_OVERRIDE and self.vcpu.cr0 & Cr0.PE:
             raise GuestFault(Vector.GP, 0)
-        return self.address(instruction)
 
     def write_register(self, number: int, size: int, value: int) -> None:
         """Writes a general register's low `size` bytes."""

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING
 from bt.decode import Instruction
 from vmm.cpu_state import Cpu
 from vmm.emulate.routine import Result
-from vmm.faults import GuestFault
 from vmm.mmio import device_access
-from vmm.x86.bits import Cr0, Vector
 
 if TYPE_CHECKING:
     from vmm.vm import Vm
 
 _WORD, _LOADS = 1, (0x8A, 0x8B, 0xA0, 0xA1, 0x0FB6, 0x0FB7)  # the opcode's lowest bit: not a byte
 _OFFSETS, _IMMEDIATES, _ZERO_EXTENDED = range(0xA0, 0xA4), (0xC6, 0xC7), (0x0FB6, 0x0FB7)
-_CS_OVERRIDE = 0x2E
 
 
 def move_address(vm: Vm, instruction: Instruction) -> int:
@@ -45,8 +42,7 @@ def move(vm: Vm, instruction: Instruction) -> Result:
         else:
             operands.write_register(register, whole, value)
         return None
-    if instruction.segment == _CS_OVERRIDE and vcpu.cr0 & Cr0.PE:
-        raise GuestFault(Vector.GP, 0)
+    operands.check_written_segment(instruction)
     if opcode in _IMMEDIATES:
         value = int.from_bytes(instruction.raw[-size:], "little")
     elif size == 1:

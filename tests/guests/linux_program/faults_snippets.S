@@ -1,20 +1,9 @@
 /* faults_snippets.S: code that raises a signal, each piece beside its name. One that does not comes to `attempt_passed`. */
 #include "addresses.h"
+#define SNIPPETS .rodata.table
+#include "snippets.h"
 
-.macro try what:vararg
-        .pushsection .rodata.table
-        .long   1f, 2f
-        .popsection
-        .pushsection .rodata.strings
-2:      .asciz  \what
-        .popsection
-1:
-.endm
-.macro done
-        jmp     attempt_passed
-.endm
-
-        .section .rodata.table, "a"
+        .section SNIPPETS, "a"
         .balign 4
         .globl  fault_snippets, fault_snippets_end
 fault_snippets:
@@ -373,6 +362,6 @@ try "maskmovdqu to an absent page"
         maskmovdqu %xmm1, %xmm0
         done
 
-        .section .rodata.table, "a"
+        .section SNIPPETS, "a"
 fault_snippets_end:
         .section .note.GNU-stack, "", @progbits

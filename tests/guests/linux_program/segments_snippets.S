@@ -1,18 +1,7 @@
 /* segments_snippets.S: loads of segments out of the LDT, and code on a 16-bit stack. */
 #include "addresses.h"
-
-.macro try what:vararg
-        .pushsection .rodata.segments
-        .long   1f, 2f
-        .popsection
-        .pushsection .rodata.strings
-2:      .asciz  \what
-        .popsection
-1:
-.endm
-.macro done
-        jmp     attempt_passed
-.endm
+#define SNIPPETS .rodata.segments
+#include "snippets.h"
 .macro load selector, register
         movl    $LDT_SELECTOR(\selector), %eax
         movl    %eax, %\register
@@ -24,7 +13,7 @@
 .endm
 
         .globl  segment_snippets, segment_snippets_end, code_16, stack_16_kept, thread
-        .section .rodata.segments, "a"
+        .section SNIPPETS, "a"
         .balign 4
 segment_snippets:
 
@@ -175,6 +164,6 @@ code_16_call:
         movl    $0, %eax
         lretl
         .code32
-        .section .rodata.segments, "a"
+        .section SNIPPETS, "a"
 segment_snippets_end:
         .section .note.GNU-stack, "", @progbits
